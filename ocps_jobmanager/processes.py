@@ -6,6 +6,7 @@ that made it ends (prctl(2)).
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,7 +39,7 @@ class Process:
 
     @property
     def stdin_fd(self) -> int:
-        """The writing end of the child's standard input, non-blocking; it closes with `close_stdin`."""
+        """The writing end of the child's standard input, non-blocking; see `close_stdin`."""
         assert self._popen.stdin is not None, "started without a pipe"
         return self._popen.stdin.fileno()
 
@@ -56,13 +57,11 @@ class Process:
     def send_signal(self, number: int) -> None:
         """Send a signal to this very process; nothing happens if it has ended."""
         if self._pidfd is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # ended, and to be reaped soon
                 signal.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
-                pass  # ended, to be reaped in this turn of the loop
 
     async def end(self, grace_s: float) -> int:
-        """Have the process end: SIGTERM, then SIGKILL after `grace_s` seconds; wait until it is gone.
+        """Have the process end: SIGTERM, SIGKILL after `grace_s` seconds; wait until it is gone.
 
         Returns
         -------
@@ -140,7 +139,7 @@ class Spawner:
         """
 
         def start() -> subprocess.Popen[bytes]:
-            popen = subprocess.Popen(  # noqa: S603: a fixed program, no shell
+            popen = subprocess.Popen(
                 [os.fspath(arg) for arg in argv],
                 bufsize=0,
                 cwd=cwd,

@@ -1,0 +1,427 @@
+"""JobStore: jobs and their history, durable before any call returns.
+
+SQLite in WAL mode with ``synchronous=FULL``: a commit is on the disk, not in a cache, when it
+returns. One thread writes, so that every change sees the one before it; others read beside it.
+Nothing of this runs on the event loop.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import hmac
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError
+
+from ocps_jobmanager.errors import StartupError, UnavailableError
+from ocps_jobmanager.models import (
+    FINAL_STATES,
+    CodeRef,
+    Job,
+    JobEvent,
+    JobState,
+    NewJob,
+    Removal,
+    Resources,
+    Transition,
+    allowed_before,
+)
+from ocps_jobmanager.schedulers.base import Health
+from ocps_jobmanager.store import schema
+from ocps_jobmanager.store.migrations import migrate
+from ocps_jobmanager.times import Clock, utc_now
+
+T = TypeVar("T")
+
+
+class JobStore:
+    """The database of jobs.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The database's file; made, mode 0600, if it isn't there. On a local file system.
+    clock : Clock
+        Gives the history its times.
+    """
+
+    def __init__(self, path: Path, clock: Clock = utc_now) -> None:
+        self._path = path
+        self._clock = clock
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="store-read")
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(path)), pool_size=3, max_overflow=0
+        )
+        sa.event.listen(self._engine, "connect", _prepare_connection)
+        self._health = Health(ok=True, since=clock(), detail="The database takes writes.")
+
+    async def open(self) -> None:
+        """Make the file if need be and bring its schema up to date.
+
+        Raises
+        ------
+        StartupError
+            It can't be opened: no database, damaged, or of a newer version.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._open)
+
+    async def close(self) -> None:
+        """Finish what was begun and let the file go."""
+        await asyncio.to_thread(self._writer.shutdown)
+        await asyncio.to_thread(self._readers.shutdown)
+        self._engine.dispose()
+
+    def health(self) -> Health:
+        """Whether the last write succeeded."""
+        return self._health
+
+    # Writing -----------------------------------------------------------------------------------
+
+    async def add(self, new: NewJob) -> Job:
+        """Store an accepted job and the first row of its history.
+
+        Raises
+        ------
+        UnavailableError
+            The database can't take it; nothing was stored.
+        """
+        return await self._write(lambda connection: self._add(connection, new))
+
+    async def record(self, transitions: Sequence[Transition]) -> list[Job | None]:
+        """Make transitions, all in one transaction: the one door through which a state changes.
+
+        Each is made only from a state that the table allows (compare-and-set), with its row of
+        history. Where the job is in the state already and has not ended, only the details are
+        noted. Anything else is late or repeated news, and changes nothing.
+
+        Returns
+        -------
+        list of Job or None
+            For each, the job as it is now if something changed, otherwise None.
+        """
+        return await self._write(
+            lambda connection: [self._record(connection, change) for change in transitions]
+        )
+
+    async def note(self, job_id: str, *, reason: str) -> Job | None:
+        """Remark something about a job that has not ended, without a change of state.
+
+        Returns
+        -------
+        Job or None
+            The job, or None if it has ended or says so already.
+        """
+        changes = {"reason": reason}
+        return await self._write(lambda connection: _update(connection, job_id, changes))
+
+    async def begin_attempt(self, job_id: str) -> Job | None:
+        """Count one more hand-over to the scheduler, before it is made.
+
+        Returns
+        -------
+        Job or None
+            None if the job is not to be handed over any more: it isn't ``submitting``, or
+            somebody has asked for its removal.
+        """
+
+        def begin(connection: sa.Connection) -> Job | None:
+            changed = connection.execute(
+                sa.update(schema.job)
+                .where(
+                    schema.job.c.id == job_id,
+                    schema.job.c.state == JobState.SUBMITTING.value,
+                    schema.job.c.removal_state.is_(None),
+                )
+                .values(attempt=schema.job.c.attempt + 1)
+            )
+            return _select(connection, job_id) if changed.rowcount else None
+
+        return await self._write(begin)
+
+    async def request_removal(self, job_id: str, removal: Removal) -> Job | None:
+        """Store the wish that a job end; the first wish stays.
+
+        Returns
+        -------
+        Job or None
+            None if there is no such job or it has ended.
+        """
+
+        def request(connection: sa.Connection) -> Job | None:
+            connection.execute(
+                sa.update(schema.job)
+                .where(
+                    schema.job.c.id == job_id,
+                    schema.job.c.state.not_in([state.value for state in FINAL_STATES]),
+                    schema.job.c.removal_state.is_(None),
+                )
+                .values(removal_state=removal.final_state.value, removal_reason=removal.reason)
+            )
+            job = _select(connection, job_id)
+            return None if job is None or job.is_final else job
+
+        return await self._write(request)
+
+    async def next_cluster_id(self) -> int:
+        """A number that was never given before: 1, 2, 3, …, also across restarts."""
+
+        def count(connection: sa.Connection) -> int:
+            value: int = connection.execute(
+                sa.text(
+                    "INSERT INTO counter (name, value) VALUES ('cluster', 1) "
+                    "ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"
+                )
+            ).scalar_one()
+            return value
+
+        return await self._write(count)
+
+    # Reading -----------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job, or None if there is none with this id."""
+        return await self._read(lambda connection: _select(connection, job_id))
+
+    async def by_monitor_key(self, key: str) -> Job | None:
+        """The job whose monitor has this key, or None."""
+
+        def look_up(connection: sa.Connection) -> Job | None:
+            row = connection.execute(
+                sa.select(schema.job).where(schema.job.c.monitor_key_sha256 == _sha256(key))
+            ).one_or_none()
+            job = None if row is None else _job(row)
+            if job is None or not hmac.compare_digest(_sha256(job.monitor_key), _sha256(key)):
+                return None
+            return job
+
+        return await self._read(look_up)
+
+    async def history(self, job_id: str) -> list[JobEvent]:
+        """All transitions of a job, oldest first."""
+
+        def select(connection: sa.Connection) -> list[JobEvent]:
+            rows = connection.execute(
+                sa.select(schema.job_event)
+                .where(schema.job_event.c.job_id == job_id)
+                .order_by(schema.job_event.c.number)
+            )
+            return [
+                JobEvent(
+                    number=row.number,
+                    job_id=row.job_id,
+                    time=row.time,
+                    state=JobState(row.state),
+                    reason=row.reason,
+                )
+                for row in rows
+            ]
+
+        return await self._read(select)
+
+    async def unfinished(self) -> list[Job]:
+        """All jobs that have not ended, oldest first."""
+        ended = [state.value for state in FINAL_STATES]
+        living = [state.value for state in JobState if state.value not in ended]
+
+        def select(connection: sa.Connection) -> list[Job]:
+            rows = connection.execute(
+                sa.select(schema.job)
+                .where(schema.job.c.state.in_(living))
+                .order_by(schema.job.c.seq)
+            )
+            return [_job(row) for row in rows]
+
+        return await self._read(select)
+
+    async def list_ids(
+        self, states: Collection[JobState], *, limit: int, before_seq: int | None
+    ) -> list[tuple[int, str]]:
+        """A page of job ids, newest first.
+
+        Parameters
+        ----------
+        states : collection of JobState
+            Only jobs in these.
+        limit : int
+            At most so many.
+        before_seq : int or None
+            Only jobs accepted before the one of this number: where the last page ended.
+
+        Returns
+        -------
+        list of (int, str)
+            Number and id.
+        """
+        query = sa.select(schema.job.c.seq, schema.job.c.id)
+        if set(states) != set(JobState):
+            query = query.where(schema.job.c.state.in_([state.value for state in states]))
+        if before_seq is not None:
+            query = query.where(schema.job.c.seq < before_seq)
+        query = query.order_by(schema.job.c.seq.desc()).limit(limit)
+        return await self._read(
+            lambda connection: [(row.seq, row.id) for row in connection.execute(query)]
+        )
+
+    # Under the bonnet --------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._path.chmod(0o600)
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                migrate(connection)
+                connection.commit()
+        except OSError as error:
+            raise StartupError(
+                f"The database in OCPS_STATE_DIR can't be opened: {error.strerror}."
+            ) from error
+        except DatabaseError as error:
+            raise StartupError(
+                f"The database in OCPS_STATE_DIR can't be used: {error.orig}. "
+                "Put a sound copy in its place, or use another OCPS_STATE_DIR."
+            ) from error
+
+    async def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        def transaction() -> T:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                result = work(connection)
+                connection.commit()
+                return result
+
+        loop = asyncio.get_running_loop()
+        # Shielded: a client that hangs up must not leave it open whether its job was stored.
+        try:
+            result = await asyncio.shield(loop.run_in_executor(self._writer, transaction))
+        except DatabaseError as error:
+            self._set_health(ok=False, detail=f"The database can't take a write: {error.orig}.")
+            raise UnavailableError(
+                "The database can't take a write now; nothing was accepted."
+            ) from error
+        self._set_health(ok=True, detail="The database takes writes.")
+        return result
+
+    async def _read(self, work: Callable[[sa.Connection], T]) -> T:
+        def query() -> T:
+            with self._engine.connect() as connection:
+                return work(connection)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, query)
+        except DatabaseError as error:
+            raise UnavailableError("The database can't be read now.") from error
+
+    def _set_health(self, *, ok: bool, detail: str) -> None:
+        if (ok, detail) != (self._health.ok, self._health.detail):
+            self._health = Health(ok=ok, since=self._clock(), detail=detail)
+
+    def _add(self, connection: sa.Connection, new: NewJob) -> Job:
+        connection.execute(
+            sa.insert(schema.job).values(
+                id=new.id,
+                type=new.type,
+                run_id=new.run_id,
+                owner=new.owner,
+                monitor_key=new.monitor_key,
+                monitor_key_sha256=_sha256(new.monitor_key),
+                state=new.state.value,
+                attempt=0,
+                env=dict(new.env),
+                getenv=list(new.getenv),
+                code=dataclasses.asdict(new.code),
+                data=list(new.data),
+                resources=dataclasses.asdict(new.resources),
+                log_dir=str(new.log_dir),
+                time_submitted=new.time_submitted,
+                num_starts=0,
+            )
+        )
+        _add_event(connection, new.id, new.time_submitted, new.state, None)
+        job = _select(connection, new.id)
+        assert job is not None
+        return job
+
+    def _record(self, connection: sa.Connection, change: Transition) -> Job | None:
+        changed = connection.execute(
+            sa.update(schema.job)
+            .where(
+                schema.job.c.id == change.job_id,
+                schema.job.c.state.in_([state.value for state in allowed_before(change.to)]),
+            )
+            .values(state=change.to.value, reason=change.reason, **change.details)
+        )
+        if changed.rowcount:
+            _add_event(connection, change.job_id, self._clock(), change.to, change.reason)
+            return _select(connection, change.job_id)
+        return _update(connection, change.job_id, change.details, only_in=change.to)
+
+
+def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # the store says itself where a transaction begins
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "busy_timeout=5000",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def _add_event(
+    connection: sa.Connection, job_id: str, time: datetime, state: JobState, reason: str | None
+) -> None:
+    connection.execute(
+        sa.insert(schema.job_event).values(
+            job_id=job_id, time=time, state=state.value, reason=reason
+        )
+    )
+
+
+def _select(connection: sa.Connection, job_id: str) -> Job | None:
+    row = connection.execute(sa.select(schema.job).where(schema.job.c.id == job_id)).one_or_none()
+    return None if row is None else _job(row)
+
+
+def _update(
+    connection: sa.Connection,
+    job_id: str,
+    details: Mapping[str, object],
+    only_in: JobState | None = None,
+) -> Job | None:
+    """Set what differs of a job that has not ended; None if nothing does."""
+    job = _select(connection, job_id)
+    if job is None or job.is_final or (only_in is not None and job.state is not only_in):
+        return None
+    news = {name: value for name, value in details.items() if getattr(job, name) != value}
+    if not news:
+        return None
+    connection.execute(sa.update(schema.job).where(schema.job.c.id == job_id).values(**news))
+    return dataclasses.replace(job, **news)  # type: ignore[arg-type]
+
+
+def _job(row: sa.Row[tuple[object, ...]]) -> Job:
+    fields = dict(row._mapping)
+    del fields["monitor_key_sha256"]
+    removal_state, removal_reason = fields.pop("removal_state"), fields.pop("removal_reason")
+    if removal_state is not None:
+        fields["removal"] = Removal(final_state=JobState(removal_state), reason=removal_reason)
+    fields["state"] = JobState(fields["state"])
+    fields["getenv"] = tuple(fields["getenv"])
+    fields["data"] = tuple(fields["data"])
+    fields["code"] = CodeRef(**fields["code"])
+    fields["resources"] = Resources(**fields["resources"])
+    fields["log_dir"] = Path(fields["log_dir"])
+    return Job(**fields)
