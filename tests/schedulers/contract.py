@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ocps_jobmanager.models import Resources
@@ -205,7 +205,7 @@ async def until_true(
 ) -> T:
     """What `look` returns, as soon as that is not None or False."""
     async with asyncio.timeout(deadline_s):
-        while not (seen := await look()):  # noqa: ASYNC110: what is outside tells nobody
+        while not (seen := await look()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return seen
 
@@ -498,7 +498,7 @@ def assert_times(job: SchedulerJob, before: datetime) -> None:
 
 #: What may be in a value: all but NUL, newline, carriage return, US and lone surrogates.
 VALUES = st.text(
-    st.characters(exclude_characters="\0\n\r\x1f", exclude_categories=("Cs",)), max_size=60
+    st.characters(exclude_characters="\0\n\r\x1f", exclude_categories=["Cs"]), max_size=60
 )
 NASTY = (
     "",
