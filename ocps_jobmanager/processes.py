@@ -22,12 +22,14 @@ class Process:
     ----------
     popen : subprocess.Popen
         Started just now; its exit status belongs to this object from here on.
+    pidfd : int
+        Of that process; belongs to this object, too.
     """
 
-    def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, popen: "subprocess.Popen[bytes]", pidfd: int) -> None:
         self._popen = popen
         self._loop = asyncio.get_running_loop()
-        self._pidfd: int | None = os.pidfd_open(popen.pid)
+        self._pidfd: int | None = pidfd
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Done when the process has ended and is reaped: its return code, negative for a signal."""
         self._loop.add_reader(self._pidfd, self._reap)
@@ -138,7 +140,7 @@ class Spawner:
             It can't be started.
         """
 
-        def start() -> subprocess.Popen[bytes]:
+        def start() -> tuple[subprocess.Popen[bytes], int]:
             popen = subprocess.Popen(
                 [os.fspath(arg) for arg in argv],
                 bufsize=0,
@@ -152,14 +154,24 @@ class Spawner:
             for pipe in (popen.stdin, popen.stdout):
                 if pipe is not None:
                     os.set_blocking(pipe.fileno(), False)
-            return popen
+            try:
+                return popen, os.pidfd_open(popen.pid)
+            except OSError:  # no more descriptors: it could not be watched
+                with popen:
+                    popen.kill()
+                raise
 
-        starting = asyncio.get_running_loop().run_in_executor(self._threads, start)
+        turn = self._threads.submit(start)
+        starting = asyncio.wrap_future(turn)
         try:
-            return Process(await asyncio.shield(starting))
+            return Process(*await asyncio.shield(starting))
         except asyncio.CancelledError:
-            # The thread can't be stopped: take what it starts, and end it.
-            Process(await starting).send_signal(signal.SIGKILL)
+            # The thread can't be stopped once it is at it: take what it starts, and end it.
+            if not turn.cancel():
+                with contextlib.suppress(OSError):
+                    process = Process(*await starting)
+                    process.send_signal(signal.SIGKILL)
+                    await process.exited
             raise
 
     def close(self) -> None:
