@@ -3,8 +3,24 @@
 No HTTP in here: ``handlers.base`` maps each class to a status, once.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+
+def shown(text: str, at_most: int = 64) -> str:
+    """`text` as a message may show it: one line, printable, at most `at_most` of its characters."""
+    kept = text if len(text) <= at_most else text[: at_most - 1] + "…"
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in kept
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Words that follow an unknown name: the nearest known one, or nothing if none is near."""
+    # What is compared is cut: the comparison takes quadratic time.
+    near = difflib.get_close_matches(name[:64], known, n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,579 @@
+"""The settings: every environment variable of the server, read once, in one place."""
+
+import contextlib
+import importlib.util
+import ipaddress
+import os
+import pwd
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ocps_jobmanager.errors import StartupError, did_you_mean, shown
+from ocps_jobmanager.layout import Layout
+
+_DAY_S = 86400.0
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?", re.ASCII)
+_UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]")
+_PATH_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
+
+#: Read by the scripts and the tests, not by the server: nothing to warn of.
+_NAMES_OF_OTHERS = frozenset({"OCPS_REQUIRE_HTCONDOR"})
+
+#: File systems on which SQLite's write-ahead log and our locks can't be trusted. Not 9p and not
+#: virtiofs: a virtual machine's or a sandbox's own disk often comes over these.
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph", "lustre", "gpfs"),
+        *("beegfs", "panfs", "orangefs", "pvfs2", "wekafs", "glusterfs", "moosefs", "juicefs"),
+        *("sshfs", "s3fs", "gcsfuse", "rclone", "davfs", "curlftpfs", "dfs", "lizardfs", "mfs"),
+    }
+)
+
+
+class SchedulerChoice(StrEnum):
+    """What runs the jobs."""
+
+    AUTO = "auto"
+    HTCONDOR = "htcondor"
+    LOCAL = "local"
+
+
+class MonitorKey(StrEnum):
+    """What a monitor shows when it calls back."""
+
+    SECRET = "secret"  # noqa: S105 the word, not a secret
+    JOB_ID = "job_id"
+
+
+def parse_duration(text: str) -> float:
+    """The seconds in ``5``, ``0.5``, ``90s``, ``15m`` or ``2h``.
+
+    Raises
+    ------
+    ValueError
+        It is none of these.
+    """
+    if (match := _DURATION.fullmatch(text)) is None:
+        raise ValueError("must be a duration: seconds, or with a unit such as 90s, 15m, 2h")
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError("must be a port: 0 (any free one) to 65535")
+    return int(text)
+
+
+def _base_path(text: str) -> str:
+    segments = [segment for segment in text.split("/") if segment]
+    if any(not _PATH_SEGMENT.fullmatch(s) or s in {".", ".."} for s in segments):
+        raise ValueError(
+            "must be a path such as /api/v1: letters, digits and . _ ~ - between slashes"
+        )
+    return "".join(f"/{segment}" for segment in segments)
+
+
+def _domain(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise ValueError("must be a host name, an IPv4 address or an IPv6 address in brackets")
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        return "localhost" if text == "localhost" else str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        raise ValueError("must be localhost or an IP address") from None
+
+
+def _url(text: str) -> str:
+    wrong = ValueError("must be a URL such as http://localhost:8080/api/v1, without user or query")
+    try:
+        url = urlsplit(text)
+        well_formed = url.scheme in {"http", "https"} and url.port != 0
+    except ValueError:
+        raise wrong from None
+    if not well_formed or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        raise wrong
+    if not text.isprintable() or re.search(r"\s", text):
+        raise wrong
+    return text.rstrip("/")
+
+
+def _clean(text: str) -> str:
+    """Refuse a path that the scheduler's submit language or a JSON answer can't hold."""
+    if not text.isprintable():  # control characters, and the surrogates of bytes that aren't UTF-8
+        raise ValueError("must be a path of printable UTF-8 characters")
+    return text
+
+
+def _home(text: str) -> Path:
+    with contextlib.suppress(OSError):  # the current directory is gone
+        home = Path(os.path.normpath(Path(_clean(text)).absolute()))
+        if _is_directory(home):
+            return home
+    raise ValueError("must be a directory that exists")
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # not ours to look at, or a name too long
+        return False
+
+
+def _path(text: str, info: ValidationInfo) -> Path:
+    # Absolute, but links stay: what they point to may have another name on an execute host.
+    home: Path = info.data.get("home", Path("/"))  # missing: refused, and the start stops anyway
+    return Path(os.path.normpath(home / _clean(text)))
+
+
+def _directory(text: str, info: ValidationInfo) -> Path:
+    path = _path(text, info)
+    # The nearest that stands; a link counts even if it leads nowhere, being in the way.
+    standing = next((p for p in (path, *path.parents) if os.path.lexists(p)), None)
+    if standing is None or not _is_directory(standing) or len(path.name.encode()) > 255:
+        raise ValueError("must be a directory, or a place where one can be made")
+    return path
+
+
+def _directories(value: str | tuple[str, ...], info: ValidationInfo) -> tuple[Path, ...]:
+    texts = value.split(":") if isinstance(value, str) else value
+    if not all(texts):
+        raise ValueError("must be directories with one colon between two")
+    return tuple(_directory(text, info) for text in texts)
+
+
+def _one_of(*allowed: str) -> BeforeValidator:
+    def check(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+        return text
+
+    return BeforeValidator(check)
+
+
+def _poll_interval(text: str) -> float:
+    seconds = parse_duration(text)
+    if not 0.01 <= seconds <= _DAY_S:
+        raise ValueError("must be a duration of 0.01 s to 24h")
+    return seconds
+
+
+def _body_size(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1024 <= int(text) <= 2**30:
+        raise ValueError("must be a number of bytes from 1024 to 1073741824")
+    return int(text)
+
+
+class Settings(BaseSettings):
+    """What the environment says, checked. Made by `load` only.
+
+    Attributes
+    ----------
+    api_basepath : str
+        With a leading and without a trailing slash; empty for the root.
+    listen : str
+        ``localhost`` (both loopback addresses where there are two) or an address, without brackets.
+    monitor_url : str or None
+        None: to be made of protocol, domain, bound port and base path (`url`).
+    work_dir, state_dir, job_specs, stack_setup : pathlib.Path
+        Absolute; links are kept.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", case_sensitive=True, validate_default=False
+    )
+
+    # First, because the paths below are relative to it.
+    home: Annotated[Path, BeforeValidator(_home)] = Field(
+        validation_alias="OCPS_HOME",
+        description="the directory that relative paths start from",
+    )
+    api_port: Annotated[int, BeforeValidator(_port)] = Field(
+        8080,
+        validation_alias="API_PORT",
+        description="the port to listen on; 0 takes a free one",
+    )
+    api_basepath: Annotated[str, BeforeValidator(_base_path)] = Field(
+        "/api/v1",
+        validation_alias="API_BASEPATH",
+        description="the path that the interface is under",
+    )
+    api_domain: Annotated[str, BeforeValidator(_domain)] = Field(
+        "localhost",
+        validation_alias="API_DOMAIN",
+        description="the host in the URL that clients see",
+    )
+    api_protocol: Annotated[str, _one_of("http", "https")] = Field(
+        "http",
+        validation_alias="API_PROTOCOL",
+        description="http or https, in the URL that clients see",
+    )
+    listen: Annotated[str, BeforeValidator(_address)] = Field(
+        "localhost",
+        validation_alias="OCPS_LISTEN",
+        description="the address to listen on; for now localhost or a loopback address",
+    )
+    monitor_url: Annotated[str | None, BeforeValidator(_url)] = Field(
+        None,
+        validation_alias="OCPS_MONITOR_URL",
+        description="the URL that monitors call; made of the four API_ settings if not set",
+    )
+    work_dir: Annotated[Path, BeforeValidator(_directory)] = Field(
+        validation_alias="OCPS_WORK_DIR",
+        description="data files, logs, outputs and code; shared with the execute hosts",
+    )
+    state_dir: Annotated[Path, BeforeValidator(_directory)] = Field(
+        validation_alias="OCPS_STATE_DIR",
+        description="database, locks and local scheduler; on a disk of this machine",
+    )
+    job_specs: Annotated[Path, BeforeValidator(_path)] = Field(
+        validation_alias="OCPS_JOB_SPECS",
+        description="the file that declares the job types",
+    )
+    scheduler: Annotated[SchedulerChoice, _one_of(*SchedulerChoice)] = Field(
+        SchedulerChoice.AUTO,
+        validation_alias="OCPS_SCHEDULER",
+        description="htcondor, local, or auto: HTCondor if this machine has it set up",
+    )
+    poll_interval_s: Annotated[float, BeforeValidator(_poll_interval)] = Field(
+        5.0,
+        validation_alias="OCPS_POLL_INTERVAL",
+        description="the time between two looks of a monitor: seconds, or 90s, 15m, 2h",
+    )
+    log_roots: Annotated[tuple[Path, ...], BeforeValidator(_directories)] = Field(
+        validation_alias="OCPS_LOG_ROOTS",
+        description="the directories that jobs' log directories lie under, separated by colons",
+    )
+    monitor_key: Annotated[MonitorKey, _one_of(*MonitorKey)] = Field(
+        MonitorKey.SECRET,
+        validation_alias="OCPS_MONITOR_KEY",
+        description="what a monitor calls back with: a secret, or job_id as in the first version",
+    )
+    max_body: Annotated[int, BeforeValidator(_body_size)] = Field(
+        1024 * 1024,
+        validation_alias="OCPS_MAX_BODY",
+        description="the largest request body in bytes",
+    )
+    stack_setup: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        None,
+        validation_alias="OCPS_STACK_SETUP",
+        description="a script that run_client.sh and jobs/ap_job.sh source",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `load` hands in and nothing from the process: no environment, no files."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings from an environment.
+
+        Raises
+        ------
+        StartupError
+            With one line for each setting whose value can't be used.
+        """
+        given = _given(environ)
+        problems = _off_loopback(given)
+        try:
+            settings = cls(**{**_default_paths(given), **given})
+        except ValidationError as error:
+            wrong = {str(e["loc"][0]): str(e["ctx"]["error"]) for e in error.errors()}
+            # What is made from an unusable value is not wrong once more.
+            blamed = wrong.keys() & given.keys() or wrong.keys()
+            unusable = [_complaint(name, given, wrong[name]) for name in wrong if name in blamed]
+            raise StartupError("\n".join(unusable + problems)) from None
+        problems += _conflicts(settings, given)
+        if problems:
+            raise StartupError("\n".join(problems))
+        return settings
+
+    def url(self, port: int) -> str:
+        """The URL that clients see when the server listens on `port`."""
+        return f"{self.api_protocol}://{self.api_domain}:{port}{self.api_basepath}"
+
+
+def _variables() -> dict[str, tuple[str, str]]:
+    """For each environment variable: the attribute of `Settings`, and the line of help."""
+    return {
+        str(field.validation_alias): (name, field.description or "")
+        for name, field in Settings.model_fields.items()
+    }
+
+
+def _given(environ: Mapping[str, str]) -> dict[str, str]:
+    # Set but empty is not set, as scripts write it; an empty base path means the root.
+    return {
+        name: environ[name]
+        for name in _variables()
+        if environ.get(name) or (name == "API_BASEPATH" and name in environ)
+    }
+
+
+def _default_paths(given: Mapping[str, str]) -> dict[str, Any]:
+    work_dir = given.get("OCPS_WORK_DIR", "work")
+    return {
+        "OCPS_HOME": ".",
+        "OCPS_WORK_DIR": work_dir,
+        "OCPS_STATE_DIR": f"{work_dir}/state",
+        "OCPS_JOB_SPECS": "jobs/job_specs.yaml",
+        "OCPS_LOG_ROOTS": (f"{work_dir}/logs",),  # in one piece: a colon in it separates nothing
+    }
+
+
+def _complaint(name: str, given: Mapping[str, str], allowed: str) -> str:
+    value = re.sub("//[^/]*@", "//…@", given.get(name, ""))  # no password of a URL in a log
+    is_what = f'is "{shown(value, 200)}"' if name in given else "is not set, and its default fails"
+    return f"{name} {is_what}: {allowed}."
+
+
+def _off_loopback(given: Mapping[str, str]) -> list[str]:
+    """What may not be with an address that others can reach."""
+    try:
+        listen = _address(given.get("OCPS_LISTEN", "localhost"))
+    except ValueError:
+        return []  # said already
+    if listen == "localhost" or ipaddress.ip_address(listen).is_loopback:
+        return []
+    allowed = (
+        "must be localhost or a loopback address such as 127.0.0.1 or ::1, because this version "
+        "can't tell who calls it"
+    )
+    problems = [_complaint("OCPS_LISTEN", given, allowed)]
+    if given.get("OCPS_MONITOR_KEY") == MonitorKey.JOB_ID:
+        allowed = "must be secret unless OCPS_LISTEN is a loopback address, because ids are public"
+        problems.append(_complaint("OCPS_MONITOR_KEY", given, allowed))
+    return problems
+
+
+def _conflicts(settings: Settings, given: Mapping[str, str]) -> list[str]:
+    """What is wrong with directories that are good each by itself."""
+    problems = []
+    places = layout(settings)
+    if settings.work_dir.is_relative_to(settings.state_dir):
+        allowed = "must not be the work directory or hold it, because nobody else may read it"
+        problems.append(_complaint("OCPS_STATE_DIR", given, allowed))
+    elif any(
+        root.is_relative_to(own)
+        for root in settings.log_roots
+        for own in (places.outputs, places.code, places.state_dir)
+    ):
+        allowed = "must not lie in the state directory or the work directory's output or code"
+        problems.append(_complaint("OCPS_LOG_ROOTS", given, allowed))
+    return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedSettings:
+    """The settings and what is to be remarked on them.
+
+    Attributes
+    ----------
+    warnings : tuple of str
+        One sentence each: names that look like settings and are none.
+    """
+
+    settings: Settings
+    warnings: tuple[str, ...]
+
+
+def load_settings(environ: Mapping[str, str]) -> LoadedSettings:
+    """Read the settings, and look for misspelt ones.
+
+    Raises
+    ------
+    StartupError
+        As `Settings.load`.
+    """
+    known = _variables().keys()
+    strangers = sorted(
+        name for name in environ.keys() - known - _NAMES_OF_OTHERS if name.startswith("OCPS_")
+    )
+    return LoadedSettings(
+        settings=Settings.load(environ),
+        warnings=tuple(
+            f"{shown(name)} is not a setting of this version and does nothing"
+            f"{did_you_mean(name, known) or '.'}"
+            for name in strangers
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingRow:
+    """A setting as ``ocps-jobmanager config`` prints it."""
+
+    name: str
+    value: str
+    source: Literal["environment", "default"]
+    help: str
+
+
+def settings_table(settings: Settings, environ: Mapping[str, str]) -> list[SettingRow]:
+    """Every setting with its value, where that comes from, and a line of help."""
+    given = _given(environ)
+    return [
+        SettingRow(
+            name=variable,
+            value=_as_text(getattr(settings, attribute)),
+            source="environment" if variable in given else "default",
+            help=help_line,
+        )
+        for variable, (attribute, help_line) in _variables().items()
+    ]
+
+
+def _as_text(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case tuple():
+            return ":".join(str(item) for item in value)
+        case float():
+            return f"{value:g}"
+    return str(value)
+
+
+def layout(settings: Settings) -> Layout:
+    """Where everything lies with these settings."""
+    return Layout(work_dir=settings.work_dir, state_dir=settings.state_dir)
+
+
+def environ_for_jobs(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment that a job type's ``getenv`` reads: paths of settings in it are absolute."""
+    given = dict(environ)
+    given.pop("OCPS_STACK_SETUP", None)
+    if settings.stack_setup is not None:
+        given["OCPS_STACK_SETUP"] = str(settings.stack_setup)
+    return given
+
+
+def choose_scheduler(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    config_dirs: Sequence[Path] | None = None,
+    bindings: str = "htcondor2",
+) -> tuple[SchedulerChoice, str]:
+    """Decide what runs the jobs, without importing HTCondor's bindings.
+
+    Importing them where there is no configuration prints warnings, and does work in the server that
+    belongs into its children.
+
+    Parameters
+    ----------
+    config_dirs : sequence of pathlib.Path, optional
+        Where a ``condor_config`` may stand; by default where HTCondor itself looks.
+    bindings : str
+        The module to look for.
+
+    Returns
+    -------
+    choice : SchedulerChoice
+        ``HTCONDOR`` or ``LOCAL``.
+    why : str
+        What that follows from, for the log.
+
+    Raises
+    ------
+    StartupError
+        It is HTCondor, and its bindings are not installed.
+    """
+    if settings.scheduler is SchedulerChoice.AUTO:
+        sign = _sign_of_htcondor(environ, _config_dirs() if config_dirs is None else config_dirs)
+        choice = SchedulerChoice.LOCAL if sign is None else SchedulerChoice.HTCONDOR
+        why = sign or "no CONDOR_CONFIG, no condor_config and no condor_master on this machine"
+    else:
+        choice, why = settings.scheduler, f"OCPS_SCHEDULER is {settings.scheduler}"
+    if choice is SchedulerChoice.HTCONDOR and importlib.util.find_spec(bindings) is None:
+        raise StartupError(
+            f"HTCondor is to run the jobs ({why}), but its Python bindings are not installed: "
+            "install the package htcondor, or set OCPS_SCHEDULER=local."
+        )
+    return choice, why
+
+
+def _config_dirs() -> list[Path]:
+    dirs = [Path("/etc/condor"), Path("/usr/local/etc")]
+    with contextlib.suppress(KeyError):  # no such account
+        dirs.append(Path(pwd.getpwnam("condor").pw_dir))
+    return dirs
+
+
+def _sign_of_htcondor(environ: Mapping[str, str], config_dirs: Sequence[Path]) -> str | None:
+    if environ.get("CONDOR_CONFIG"):
+        return "CONDOR_CONFIG is set"
+    for directory in config_dirs:
+        if (file := directory / "condor_config").exists():
+            return f"there is {file}"
+    if master := shutil.which("condor_master", path=environ.get("PATH", "")):
+        return f"there is {master}"
+    return None
+
+
+def state_dir_on_network(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The type of the network file system that `path`, which need not exist, lies on.
+
+    Parameters
+    ----------
+    mountinfo : pathlib.Path
+        The table of mounts, see proc(5).
+
+    Returns
+    -------
+    str or None
+        None for a disk of this machine, or where that can't be told.
+    """
+    try:
+        table = mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    place = path.resolve()
+    depth, kind = -1, ""
+    for line in table.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        if len(fields) < 5 or not right:
+            continue
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
+        # The last of several mounts in one place hides the others.
+        if place.is_relative_to(mount) and len(mount.parts) >= depth:
+            depth, kind = len(mount.parts), right.split(" ")[0]
+    return kind if kind.removeprefix("fuse.") in _NETWORK_FILE_SYSTEMS else None
+
+
+def require_local_state_dir(
+    settings: Settings, mountinfo: Path = Path("/proc/self/mountinfo")
+) -> None:
+    """Refuse a state directory on a network file system: its locks and its database would not hold.
+
+    Raises
+    ------
+    StartupError
+        It names the setting and the file system's type.
+    """
+    if (kind := state_dir_on_network(settings.state_dir, mountinfo)) is not None:
+        raise StartupError(
+            f'OCPS_STATE_DIR is "{shown(str(settings.state_dir), 200)}", which lies on a network '
+            f"file system ({kind}): must be a directory on a disk of this machine."
+        )
