@@ -253,9 +253,19 @@ class Transition:
         One plain sentence, if there is something to remark.
     details : mapping of str to object
         Fields of `Job` to set in the same transaction.
+    only_from : frozenset of JobState or None
+        States to which the table is narrowed: a transition that may come late has to be refused
+        even where the table would allow it.
     """
 
     job_id: str
     to: JobState
     reason: str | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+    only_from: frozenset[JobState] | None = None
+
+    @property
+    def allowed_from(self) -> frozenset[JobState]:
+        """The states from which it may be made."""
+        allowed = allowed_before(self.to)
+        return allowed if self.only_from is None else allowed & self.only_from

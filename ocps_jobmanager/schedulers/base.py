@@ -1,7 +1,7 @@
 """The contract between the Job Manager and what runs its jobs.
 
-HTCondor (``htcondor``), this machine (``local``) and the fakes of the tests all pass one shared suite,
-``tests/schedulers/contract.py``. A scheduler knows no jobs but those that it is handed.
+HTCondor (``htcondor``), this machine (``local``) and the fakes of the tests all pass one shared
+suite, ``tests/schedulers/contract.py``. A scheduler knows no jobs but those that it is handed.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
+from ocps_jobmanager.health import Health as Health
 from ocps_jobmanager.models import Resources
 
 
@@ -92,24 +93,6 @@ class SchedulerJob:
     time_queued: datetime | None = None
     time_started: datetime | None = None
     time_completed: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """Whether a part is in order.
-
-    Attributes
-    ----------
-    ok : bool
-    since : datetime
-        Since when it has been so; aware, UTC.
-    detail : str
-        One sentence. It goes to clients: no path, no secret.
-    """
-
-    ok: bool
-    since: datetime
-    detail: str
 
 
 #: Takes news of jobs; when it returns they are committed and the scheduler may forget them.

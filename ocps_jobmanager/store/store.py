@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 
 from ocps_jobmanager.errors import StartupError, UnavailableError
+from ocps_jobmanager.health import Health
 from ocps_jobmanager.models import (
     FINAL_STATES,
     CodeRef,
@@ -31,14 +32,15 @@ from ocps_jobmanager.models import (
     Removal,
     Resources,
     Transition,
-    allowed_before,
 )
-from ocps_jobmanager.schedulers.base import Health
 from ocps_jobmanager.store import schema
 from ocps_jobmanager.store.migrations import migrate
 from ocps_jobmanager.times import Clock, utc_now
 
 T = TypeVar("T")
+
+#: SQLite takes a limited number of parameters in one statement.
+_IDS_AT_A_TIME = 500
 
 
 class JobStore:
@@ -189,6 +191,19 @@ class JobStore:
     async def get(self, job_id: str) -> Job | None:
         """The job, or None if there is none with this id."""
         return await self._read(lambda connection: _select(connection, job_id))
+
+    async def get_many(self, job_ids: Sequence[str]) -> dict[str, Job]:
+        """The jobs with these ids, by id; unknown ones are left out."""
+
+        def select(connection: sa.Connection) -> dict[str, Job]:
+            jobs = {}
+            for start in range(0, len(job_ids), _IDS_AT_A_TIME):
+                some = job_ids[start : start + _IDS_AT_A_TIME]
+                rows = connection.execute(sa.select(schema.job).where(schema.job.c.id.in_(some)))
+                jobs.update({row.id: _job(row) for row in rows})
+            return jobs
+
+        return await self._read(select)
 
     async def by_monitor_key(self, key: str) -> Job | None:
         """The job whose monitor has this key, or None."""
@@ -355,7 +370,7 @@ class JobStore:
             sa.update(schema.job)
             .where(
                 schema.job.c.id == change.job_id,
-                schema.job.c.state.in_([state.value for state in allowed_before(change.to)]),
+                schema.job.c.state.in_([state.value for state in change.allowed_from]),
             )
             .values(state=change.to.value, reason=change.reason, **change.details)
         )

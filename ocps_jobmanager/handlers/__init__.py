@@ -1,0 +1,1 @@
+"""HTTP in, HTTP out: a handler parses, calls one `JobManager` method, and renders."""

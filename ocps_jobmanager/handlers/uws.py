@@ -1,0 +1,80 @@
+"""The UWS endpoints, which the OCPS CSC calls: the JSON job object, ``camelCase``, no envelope."""
+
+import dataclasses
+
+from ocps_jobmanager.handlers.base import BaseHandler
+from ocps_jobmanager.handlers.ids import job_id_of
+from ocps_jobmanager.manager import JobManager
+from ocps_jobmanager.models import Job, Phase
+from ocps_jobmanager.times import Clock, iso
+
+#: How long DELETE waits for the scheduler to have ended the job, so that its answer says so.
+_REMOVAL_WAIT_S = 0.7
+
+
+class UwsJobHandler(BaseHandler):
+    """``GET`` and ``DELETE /job/{job_id}``."""
+
+    def initialize(self, manager: JobManager, clock: Clock) -> None:
+        """Take what it works with."""
+        self._manager = manager
+        self._clock = clock
+
+    async def get(self, asked: str) -> None:
+        """Tell about a job."""
+        job = await self._manager.get(job_id_of(asked))
+        self.write_json(job_object(job, asked, self._clock))
+
+    async def delete(self, asked: str) -> None:
+        """Abort a job; its record stays."""
+        job_id = job_id_of(asked)
+        await self._manager.remove(job_id)
+        job = await self._manager.wait(job_id, lambda job: job.is_final, _REMOVAL_WAIT_S)
+        self.write_json(job_object(job, asked, self._clock))
+
+    def error_body(self, message: str) -> dict[str, object]:
+        """Speak a UWS client's words."""
+        return {"message": message}
+
+
+def job_object(job: Job, asked: str, clock: Clock) -> dict[str, object]:
+    """A job as UWS clients read it (IVOA UWS 1.1, section 2.1).
+
+    Parameters
+    ----------
+    asked : str
+        The id as the client wrote it; some compare it with what they get.
+    """
+    duration_s = None
+    if job.time_started is not None:
+        elapsed = (job.time_completed or clock()) - job.time_started
+        duration_s = max(0.0, elapsed.total_seconds())
+    ended_badly = job.phase in {Phase.ERROR, Phase.ABORTED}
+    return {
+        "jobId": asked,
+        "runId": job.run_id or job.id,
+        "ownerId": job.owner,
+        "phase": job.phase.value,
+        "creationTime": iso(job.time_submitted),
+        "startTime": iso(job.time_started),
+        "endTime": iso(job.time_completed),
+        "executionDuration": duration_s,
+        "destruction": None,
+        "quote": None,
+        "parameters": {
+            "command": [job.code.path],
+            "environment": [{"name": name, "value": value} for name, value in job.env.items()],
+        },
+        "results": [],
+        "errorSummary": {"message": (job.reason or "") if ended_badly else ""},
+        "jobInfo": {
+            "type": job.type,
+            "state": job.state.value,
+            "clusterId": job.cluster_id,
+            "procId": job.proc_id,
+            "exitCode": job.exit_code,
+            "exitSignal": job.exit_signal,
+            "holdReason": job.hold_reason,
+            "code": dataclasses.asdict(job.code),
+        },
+    }
