@@ -1,0 +1,1 @@
+"""Tests against a real HTCondor pool, and the pool."""
