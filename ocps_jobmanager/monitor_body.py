@@ -79,9 +79,9 @@ class Url:
     @staticmethod
     def _split(authority: str) -> tuple[str, str]:
         if authority.startswith("["):
-            host, _, port = authority[1:].partition("]")
-            if port and not port.startswith(":"):
-                raise BadStartError("--api_url has something between its host and its port")
+            host, closed, port = authority[1:].partition("]")
+            if not closed or (port and not port.startswith(":")):
+                raise BadStartError("--api_url must have an IPv6 address in brackets")
             return host, port[1:]
         host, _, port = authority.partition(":")
         return host, port
@@ -142,7 +142,8 @@ def _decode(line: str) -> "dict[str, Any]":
     try:
         scan = make_scanner(_JsonContext)  # type: ignore[arg-type]  # it asks for the attributes only
         values, end = scan(line.strip(), 0)
-    except (ValueError, StopIteration, RecursionError):
+    except (ValueError, StopIteration, RecursionError, SystemError):
+        # The scanner can't make a JSONDecodeError of its own, and fails at that (SystemError).
         values, end = None, 0
     if not isinstance(values, dict) or end != len(line.strip()):
         raise BadStartError("the first line of the standard input must be a JSON object")
