@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ocps_jobmanager.health import Health
 from ocps_jobmanager.processes import Process, Spawner
-from ocps_jobmanager.schedulers.base import Health
 from ocps_jobmanager.times import Clock, utc_now
 
 logger = logging.getLogger("main")
 
-PROGRAM = Path(__file__).resolve().with_name("monitor.py")
+PROGRAM = Path(__file__).with_name("monitor.py")
 #: All that a monitor sees of the server's environment: nothing.
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 FIRST_PAUSE_S = 1.0
