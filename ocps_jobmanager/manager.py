@@ -277,7 +277,7 @@ class JobManager:
         if job.state is JobState.WAITING:
             self._monitors.watch(job.id, job.type, job.monitor_key, job.data)
             return True
-        self._monitors.unwatch(job.id)
+        self._monitors.unwatch(job.id, called_back=job.time_data_arrived is not None)
         if job.is_final:
             self._scheduler.forget(job.id)
             return True

@@ -43,7 +43,7 @@ class RecordingMonitors:
     def watch(self, job_id: str, job_type: str, key: str, paths: Sequence[str]) -> None:
         self.watched[job_id] = (job_type, key, tuple(paths))
 
-    def unwatch(self, job_id: str) -> None:
+    def unwatch(self, job_id: str, *, called_back: bool = False) -> None:
         self.watched.pop(job_id, None)
         self.unwatched.add(job_id)
 
