@@ -89,3 +89,8 @@ def test_the_account_is_the_servers_own():
     account = server_account()
     assert account.name == pwd.getpwuid(os.geteuid()).pw_name
     assert account.home == pwd.getpwuid(os.geteuid()).pw_dir
+
+
+def test_an_account_without_a_name_will_do(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_017)
+    assert server_account() == Account(name="4000000017", home="/")
