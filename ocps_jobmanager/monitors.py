@@ -208,18 +208,18 @@ class MonitorSupervisor:
         OSError
             It can't be started.
         """
+        loop = asyncio.get_running_loop()
         async with self._turn:
             process = await self._start(watch)
+        began = loop.time()
         try:
             await self._feed(process, watch)
             watch.process = process
-            settled = await _ends_within(process, SETTLED_S) is None
-            if settled:
-                self._note_run(watch, well=True)
-            code = await asyncio.shield(process.exited)
-            if not settled:
-                self._note_run(watch, well=code <= 0)
-            return code, settled
+            code = await _ends_within(process, SETTLED_S)
+            self._note_run(watch, well=code is None or code <= 0)
+            if code is None:
+                code = await asyncio.shield(process.exited)
+            return code, loop.time() - began >= SETTLED_S
         finally:
             watch.process = None
             if watch.called_back:

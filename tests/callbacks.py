@@ -52,7 +52,7 @@ class CallbackServer:
             Application([(".*", _Callback, {"script": self})], log_function=lambda _: None),
             ssl_options=context,
         )
-        sockets = bind_sockets(0, address)
+        sockets = bind_sockets(0, address, backlog=1024)
         server.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://{host or address}:{self.port}{PATH}"
