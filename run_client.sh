@@ -12,6 +12,8 @@ export OCPS_HOME=${OCPS_HOME:-$OCPS_TREE}
 # Everything that is needed after the stack's script, which may change any variable.
 ocps_command=("$OCPS_PYTHON" -I -m ocps_jobmanager.client "$@")
 if [[ -n ${OCPS_STACK_SETUP:-} ]]; then
+    # As the server reads this setting
+    [[ $OCPS_STACK_SETUP == /* ]] || export OCPS_STACK_SETUP=$OCPS_HOME/$OCPS_STACK_SETUP
     if [[ ! -r $OCPS_STACK_SETUP ]]; then
         say "OCPS_STACK_SETUP names $OCPS_STACK_SETUP, which can't be read."
         exit 2

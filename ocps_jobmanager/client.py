@@ -70,6 +70,11 @@ class JobManagerClient:
     sleep, clock
         As `time.sleep` and `time.monotonic`.
 
+    Raises
+    ------
+    ValueError
+        The URL is none.
+
     Notes
     -----
     Every method raises `NoAnswerError` if the Job Manager can't be reached or can't serve, and
@@ -85,13 +90,14 @@ class JobManagerClient:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        host = _host(url)
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._clock = clock
         self._session = requests.Session()
         # A proxy, which `requests` takes from the environment, can't know this machine's own ports.
-        self._proxies = {"no_proxy": "*"} if _is_loopback(urlsplit(url).hostname) else None
+        self._proxies = {"no_proxy": "*"} if _is_loopback(host) else None
 
     @property
     def base_path(self) -> str:
@@ -266,9 +272,23 @@ def _message(answer: Mapping[str, Any]) -> str:
     return str(answer.get("msg") or answer.get("message") or "")
 
 
-def _is_loopback(host: str | None) -> bool:
+def _host(url: str) -> str:
     try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+        parts = urlsplit(url)
+        host = parts.hostname if parts.scheme in {"http", "https"} and parts.port != 0 else None
+    except ValueError:
+        host = None
+    if not host:
+        raise ValueError(
+            f"{shown(url, 200)} is not a Job Manager's URL: one is such as "
+            "http://localhost:8080/api/v1."
+        )
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -368,7 +388,10 @@ def _run(args: argparse.Namespace) -> int:
     config = ClientConfig.read(args.config)
     available = images(Path(config.data.db), config.data.filter)
     chosen = choose(available, args.count, random.Random(args.seed))  # noqa: S311 no secret
-    client = JobManagerClient(args.url or url_from(os.environ))
+    try:
+        client = JobManagerClient(args.url or url_from(os.environ))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     try:
         job_ids = submit_images(client, config, args.type, chosen)
         if not args.wait:
