@@ -97,7 +97,9 @@ def _address(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    wrong = ValueError("must be a URL such as http://localhost:8080/api/v1, without user or query")
+    wrong = ValueError(
+        "must be a URL such as http://localhost:8080/api/v1/monitor/complete, without user or query"
+    )
     try:
         url = urlsplit(text)
         well_formed = url.scheme in {"http", "https"} and url.port != 0
