@@ -1,11 +1,18 @@
 """Log directories: where jobs may log, and that no link, file or race leads anywhere else."""
 
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ocps_jobmanager.errors import InvalidRequestError, LaunchRefusedError, Problem
+from ocps_jobmanager.errors import (
+    InvalidRequestError,
+    LaunchRefusedError,
+    Problem,
+    UnavailableError,
+)
 from ocps_jobmanager.layout import Layout, LogPaths
 from ocps_jobmanager.log_dirs import LogDirs
 
@@ -287,6 +294,29 @@ class TestLaunch:
                 log_dirs.create_files(paths)
         finally:
             os.close(reader)
+
+
+@pytest.fixture
+def no_more_descriptors() -> Iterator[None]:
+    """No file can be opened: an outage of the server's own."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open("/", os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_outage_is_not_the_clients_fault(layout, log_dirs, no_more_descriptors):
+    with pytest.raises(UnavailableError, match="just now"):
+        log_dirs.make(layout.logs)
+
+
+def test_an_outage_refuses_no_launch(layout, log_dirs, no_more_descriptors):
+    with pytest.raises(OSError, match="Too many open files"):
+        log_dirs.recheck(layout.logs)
+    with pytest.raises(OSError, match="Too many open files"):
+        log_dirs.create_files(layout.job_logs(layout.logs, JOB_ID))
 
 
 def test_no_descriptor_is_left_open(layout, log_dirs):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ocps_jobmanager.errors import InvalidRequestError, Problem
@@ -131,6 +131,7 @@ class TestJson:
         deep = b'{"%s":' % (b"k" * 100) * 300 + b"NaN" + b"}" * 300
         assert all(len(problem.field) <= 200 for problem in problems_of_json(deep))
 
+    @settings(deadline=None)
     @given(st.one_of(st.binary(), st.text('{}[]",:0e.-+ntrfu\\ \n', max_size=50).map(str.encode)))
     @example(b'{"a": 1e5}')
     @example(b'"\\u"')
@@ -180,6 +181,7 @@ def test_numbers_become_their_shortest_text_and_strings_stay_as_they_are(value, 
     assert submission.env["AP_CCD_NUM"] == (value if text is None else text)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r\x1f")))
 def test_any_other_text_is_passed_on_character_by_character(text):
     assert check_submission(with_value(text), TYPES).env["AP_CCD_NUM"] == text
@@ -336,6 +338,7 @@ FIELDS = st.sampled_from(["type", "env", "log_dir", "run_id"]) | st.text(max_siz
 VARIABLES = st.dictionaries(st.sampled_from(["AP_VISIT_ID", "AP_CCD_NUM", "X"]), JSON)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(FIELDS, JSON | VARIABLES | st.sampled_from(["ap", "none", "logs"])))
 @example({**GOOD, "\ud800": 1, "env": {"\ud800": 1}})
 def test_whatever_is_submitted_is_accepted_or_refused(body):
