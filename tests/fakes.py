@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from ocps_jobmanager.errors import LaunchRefusedError, SchedulerUnavailableError
+from ocps_jobmanager.health import Health
 from ocps_jobmanager.schedulers.base import (
-    Health,
     LaunchRequest,
     SchedulerJob,
     SchedulerStatus,
