@@ -151,10 +151,13 @@ def _refuse_body(why: str) -> NoReturn:
 
 
 def _refused_in(parsed: object) -> Iterator[Problem]:
-    """All that is refused in parsed JSON, in the order of the text."""
-    to_do: list[tuple[str, object]] = [("", parsed)]
-    while to_do:
-        place, value = to_do.pop()
+    """All that is refused in parsed JSON, in the order of the text. Looks no further than asked."""
+    levels: list[Iterator[tuple[str, object]]] = [iter([("", parsed)])]
+    while levels:
+        if (entry := next(levels[-1], None)) is None:
+            levels.pop()
+            continue
+        place, value = entry
         match value:
             case _Refused(why):
                 yield Problem(place or "body", why)
@@ -162,12 +165,20 @@ def _refused_in(parsed: object) -> Iterator[Problem]:
                 if re.search("[\ud800-\udfff]", value):
                     yield Problem(place or "body", "must not contain a lone surrogate")
             case list():
-                to_do += reversed([(f"{place}[{i}]", item) for i, item in enumerate(value)])
+                levels.append(_items(place, value))
             case dict():
                 for name in value:
                     if re.search("[\ud800-\udfff]", name):
                         yield Problem(_below(place, name), "must not contain a lone surrogate")
-                to_do += reversed([(_below(place, name), item) for name, item in value.items()])
+                levels.append(_entries(place, value))
+
+
+def _items(place: str, value: list[object]) -> Iterator[tuple[str, object]]:
+    return ((f"{place}[{i}]", item) for i, item in enumerate(value))
+
+
+def _entries(place: str, value: dict[str, object]) -> Iterator[tuple[str, object]]:
+    return ((_below(place, name), item) for name, item in value.items())
 
 
 def _below(place: str, name: str) -> str:
