@@ -26,7 +26,7 @@ from ocps_jobmanager.config import (
     layout,
     require_local_state_dir,
 )
-from ocps_jobmanager.environment import own_account
+from ocps_jobmanager.environment import server_account
 from ocps_jobmanager.errors import StartupError
 from ocps_jobmanager.handlers.base import (
     ActiveRequests,
@@ -39,7 +39,7 @@ from ocps_jobmanager.handlers.monitor import MonitorCompleteHandler
 from ocps_jobmanager.handlers.service import HealthzHandler, ReadyzHandler
 from ocps_jobmanager.handlers.uws import UwsJobHandler
 from ocps_jobmanager.health import Health
-from ocps_jobmanager.job_specs import load_job_types
+from ocps_jobmanager.job_specs import JobType, load_job_types
 from ocps_jobmanager.launches import LaunchPad
 from ocps_jobmanager.layout import Layout
 from ocps_jobmanager.locks import try_lock
@@ -129,7 +129,6 @@ class Server:
         self._clock = clock
         self._layout = layout(settings)
         self._stack = contextlib.AsyncExitStack()
-        self._http: tornado.httpserver.HTTPServer | None = None
         self.port = 0
         """The port that it listens on, once started."""
 
@@ -157,11 +156,8 @@ class Server:
     async def _start(self) -> None:
         settings = self._settings
         choice, why = choose_scheduler(settings, self._environ)
-        await asyncio.to_thread(_prepare_directories, settings, self._layout)
-        lock = await asyncio.to_thread(_lock_state, self._layout)
-        self._stack.callback(os.close, lock)
+        await self._take_state_dir()
         job_types = await asyncio.to_thread(load_job_types, settings.job_specs)
-
         sockets = _bind(settings.listen, settings.api_port)
         self._stack.callback(_close_all, sockets)
         self.port = sockets[0].getsockname()[1]
@@ -177,43 +173,14 @@ class Server:
         self._stack.callback(spawner.close)
         scheduler = self._make_scheduler(choice, store, spawner, cores)
         monitor_url = settings.monitor_url or f"{settings.url(self.port)}/monitor/complete"
-        monitors = MonitorSupervisor(
-            spawner=spawner,
-            python=Path(sys.executable),
-            work_dir=self._layout.work_dir,
-            api_url=monitor_url,
-            poll_interval_s=settings.poll_interval_s,
-            ca_file=None,
-            clock=self._clock,
-        )
-        key_is_job_id = settings.monitor_key is MonitorKey.JOB_ID
-        pad = LaunchPad(
-            layout=self._layout,
-            log_dirs=LogDirs(
-                work_dir=self._layout.work_dir,
-                log_roots=settings.log_roots,
-                forbidden=(self._layout.outputs, self._layout.code, self._layout.state_dir),
-            ),
-            server_environ=environ_for_jobs(settings, self._environ),
-            account=own_account(),
-        )
-        manager = JobManager(
-            store=store,
-            scheduler=scheduler,
-            monitors=monitors,
-            code=CodeStore(self._layout.code),
-            pad=pad,
-            job_types=job_types,
-            key_is_job_id=key_is_job_id,
-            clock=self._clock,
-        )
+        monitors = self._make_monitors(spawner, monitor_url)
+        manager = await self._make_manager(store, scheduler, monitors, job_types)
         self._stack.push_async_callback(scheduler.close)
         self._stack.push_async_callback(monitors.close)
         self._stack.push_async_callback(manager.close)
         await scheduler.start(manager.take_news)
         await manager.start()
 
-        probe_key = secrets.token_hex(16)
         parts = AppParts(
             manager=manager,
             layout=self._layout,
@@ -222,23 +189,70 @@ class Server:
                 "scheduler": scheduler.health,
                 "monitors": monitors.health,
             },
-            probe_key=probe_key,
+            probe_key=secrets.token_hex(16),
             clock=self._clock,
         )
-        app = make_app(
-            parts,
-            base_path=settings.api_basepath,
-            max_body=settings.max_body,
-            redact=not key_is_job_id,
-        )
-        # Bodies are limited by the handlers, which answer; Tornado would only hang up.
-        self._http = tornado.httpserver.HTTPServer(app, max_body_size=2**62)
-        self._stack.push_async_callback(self._stop_http, app)
-        self._http.add_sockets(sockets)
+        self._serve(parts, sockets)
         probe = asyncio.create_task(
-            _probe_callback(monitor_url, probe_key, monitors), name="probe of the monitors' URL"
+            _probe_callback(monitor_url, parts.probe_key, monitors), name="probe of the callback"
         )
         self._stack.callback(probe.cancel)
+
+    async def _take_state_dir(self) -> None:
+        """Make the directories, and make sure that this is the only server on them."""
+        await asyncio.to_thread(_prepare_directories, self._settings, self._layout)
+        lock = await asyncio.to_thread(_lock_state, self._layout)
+        self._stack.callback(os.close, lock)
+
+    def _serve(self, parts: AppParts, sockets: list[socket.socket]) -> None:
+        app = make_app(
+            parts,
+            base_path=self._settings.api_basepath,
+            max_body=self._settings.max_body,
+            redact=self._settings.monitor_key is not MonitorKey.JOB_ID,
+        )
+        # Bodies are limited by the handlers, which answer; Tornado would only hang up.
+        http = tornado.httpserver.HTTPServer(app, max_body_size=2**62)
+        self._stack.push_async_callback(_stop_http, http, app)
+        http.add_sockets(sockets)
+
+    async def _make_manager(
+        self,
+        store: JobStore,
+        scheduler: Scheduler,
+        monitors: MonitorSupervisor,
+        job_types: Mapping[str, JobType],
+    ) -> JobManager:
+        pad = LaunchPad(
+            layout=self._layout,
+            log_dirs=LogDirs(
+                work_dir=self._layout.work_dir,
+                log_roots=self._settings.log_roots,
+                forbidden=(self._layout.outputs, self._layout.code, self._layout.state_dir),
+            ),
+            server_environ=environ_for_jobs(self._settings, self._environ),
+            account=await asyncio.to_thread(server_account),
+        )
+        return JobManager(
+            store=store,
+            scheduler=scheduler,
+            monitors=monitors,
+            code=CodeStore(self._layout.code),
+            pad=pad,
+            job_types=job_types,
+            key_is_job_id=self._settings.monitor_key is MonitorKey.JOB_ID,
+            clock=self._clock,
+        )
+
+    def _make_monitors(self, spawner: Spawner, url: str) -> MonitorSupervisor:
+        return MonitorSupervisor(
+            spawner=spawner,
+            python=Path(sys.executable),
+            work_dir=self._layout.work_dir,
+            api_url=url,
+            poll_interval_s=self._settings.poll_interval_s,
+            clock=self._clock,
+        )
 
     def _make_scheduler(
         self, choice: SchedulerChoice, store: JobStore, spawner: Spawner, cores: int
@@ -262,13 +276,14 @@ class Server:
             cores=cores,
         )
 
-    async def _stop_http(self, app: Application) -> None:
-        assert self._http is not None
-        self._http.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FINISH_REQUESTS_S):
-                await app.settings["active_requests"].none_left()
-        await self._http.close_all_connections()
+
+async def _stop_http(http: tornado.httpserver.HTTPServer, app: Application) -> None:
+    """Accept nothing new, and give what is being answered its time."""
+    http.stop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FINISH_REQUESTS_S):
+            await app.settings["active_requests"].none_left()
+    await http.close_all_connections()
 
 
 def _prepare_directories(settings: Settings, places: Layout) -> None:

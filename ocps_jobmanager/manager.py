@@ -332,11 +332,11 @@ class JobManager:
         return True
 
     async def _remark(self, job: Job, obstacle: str) -> None:
-        """Say in the job's record what it waits for; a client may read it, no log is flooded."""
+        """Say in the job's record what it waits for, where a client may read it."""
         wish = "removed" if job.removal is not None else "launched"
         reason = f"{obstacle} It will be {wish} when that is over."
         if await self._store.note(job.id, reason=reason) is not None:
-            logger.warning('Job "%s": %s', job.id, reason)
+            self._changes.publish(job.id)
 
     # Checks ------------------------------------------------------------------------------------
 

@@ -198,11 +198,10 @@ def test_news_that_came_while_the_server_was_away_are_not_missed(tmp_path: Path)
     async def scenario() -> None:
         async with World(tmp_path) as world:
             job = await world.launched(await world.submit())
-            await world.scheduler.close()
+            await world.stop()
             world.queue.set_status(job.id, SchedulerStatus.RUNNING)
             world.queue.set_status(job.id, SchedulerStatus.COMPLETED, exit_signal=9)
-            await world.scheduler.start(world.manager.take_news)
-            await world.restart()
+            await world.start_again()
             job = await world.until(job.id, lambda now: now.is_final)
             assert (job.exit_code, job.exit_signal) == (None, 9)
             assert job.reason == "The script was ended by signal 9 (SIGKILL)."

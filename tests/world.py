@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ocps_jobmanager.code import CodeStore
-from ocps_jobmanager.environment import own_account
+from ocps_jobmanager.environment import server_account
 from ocps_jobmanager.health import Health
 from ocps_jobmanager.job_specs import load_job_types
 from ocps_jobmanager.launches import LaunchPad
@@ -97,7 +97,7 @@ class World:
                 layout=self.layout,
                 log_dirs=log_dirs,
                 server_environ=self._environ,
-                account=own_account(),
+                account=server_account(),
             ),
             job_types=load_job_types(self.specs),
             **self._options,
@@ -116,9 +116,17 @@ class World:
         await self.scheduler.close()
         await self.store.close()
 
+    async def stop(self) -> None:
+        """Drop everything in memory."""
+        await self.__aexit__(None, None, None)
+
     async def restart(self, scheduler: FakeScheduler | None = None) -> None:
         """Drop everything in memory and start anew on the same disk and queue."""
-        await self.__aexit__(None, None, None)
+        await self.stop()
+        await self.start_again(scheduler)
+
+    async def start_again(self, scheduler: FakeScheduler | None = None) -> None:
+        """Start anew on the same disk and queue."""
         self.scheduler = FakeScheduler(self.queue) if scheduler is None else scheduler
         await self.__aenter__()
 
