@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.server import PROJECT, ServerProcess
+from tests.server import PROJECT, ServerProcess, wait_until
 from tests.server_suite import ServerSuite
 
 
@@ -43,6 +43,14 @@ def test_only_loopback_is_listened_on(server: ServerProcess) -> None:
     assert listening
     loopback = ("0100007F", "00000000000000000000000001000000")
     assert all(address.partition(":")[0] in loopback for address in listening)
+
+
+def test_no_thread_per_monitor(server: ServerProcess) -> None:
+    """Python's own watcher of child processes would start one for each."""
+    ids = [server.submit() for _ in range(30)]
+    wait_until(lambda: server.monitors().keys() == set(ids), "thirty monitors")
+    assert server.process is not None
+    assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) < 30
 
 
 def test_no_cross_origin_headers(server: ServerProcess) -> None:
