@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tornado.httpserver
-import tornado.netutil
 from tornado.httpclient import AsyncHTTPClient
 
 from ocps_jobmanager.code import CodeStore
@@ -59,6 +58,8 @@ logger = logging.getLogger("main")
 _FINISH_REQUESTS_S = 3.0
 #: Two sockets are to have the same free port; it may take a few attempts.
 _PORT_ATTEMPTS = 20
+#: As many monitors may call at the same moment without one being turned away.
+_BACKLOG = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +330,7 @@ def _bind(listen: str, port: int) -> list[socket.socket]:
             for address in addresses:
                 wanted = sockets[0].getsockname()[1] if sockets else port
                 try:
-                    sockets += tornado.netutil.bind_sockets(wanted, address)
+                    sockets.append(_listen(address, wanted))
                 except OSError as error:
                     if not sockets or error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                         raise
@@ -343,6 +344,13 @@ def _bind(listen: str, port: int) -> list[socket.socket]:
             ) from error
         return sockets
     raise AssertionError("the last attempt returns or raises")
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+    listening.setblocking(False)
+    return listening
 
 
 def _close_all(sockets: list[socket.socket]) -> None:
