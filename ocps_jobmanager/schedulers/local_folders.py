@@ -5,12 +5,14 @@ next one looks. `local_launcher` says what is in a folder.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -361,7 +363,11 @@ def _write_missing(path: Path, events: dict[int, str]) -> None:
 
 def _regular(path: str, flags: int) -> int:
     """Open for appending; what somebody put there in place of the file must not hold us up."""
-    return os.open(path, flags | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(path, flags | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
 
 
 def _read(path: Path) -> dict[str, Any]:

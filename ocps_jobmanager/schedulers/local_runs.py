@@ -48,7 +48,8 @@ class Run:
         """Wait before the next attempt, or until `go_on`."""
         self._go_on.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._go_on.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._go_on.wait()
 
     def go_on(self) -> None:
         """Look again at once: something has changed."""

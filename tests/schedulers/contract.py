@@ -205,7 +205,7 @@ async def until_true(
 ) -> T:
     """What `look` returns, as soon as that is not None or False."""
     async with asyncio.timeout(deadline_s):
-        while not (seen := await look()):  # noqa: ASYNC110
+        while not (seen := await look()):
             await asyncio.sleep(0.02)
     return seen
 
