@@ -94,7 +94,7 @@ class Site(ABC):
     @asynccontextmanager
     async def server(self) -> "AsyncIterator[Server]":
         """One life of a server on this site."""
-        server = Server(self.scheduler(), self.deadline_s)
+        server = Server(self, self.scheduler())
         await server.scheduler.start(server.take)
         try:
             yield server
@@ -136,12 +136,13 @@ class Site(ABC):
 class Server:
     """The Job Manager's side of a scheduler: keeps the news, in order."""
 
-    def __init__(self, scheduler: Scheduler, deadline_s: float) -> None:
+    def __init__(self, site: Site, scheduler: Scheduler) -> None:
+        self.site = site
         self.scheduler = scheduler
         self.news: list[SchedulerJob] = []
         self.refuse_news = 0
         """So many of the next deliveries fail, as they do while the database is away."""
-        self._deadline_s = deadline_s
+        self._deadline_s = site.deadline_s
         self._changed = asyncio.Event()
         self._taking = False
 
