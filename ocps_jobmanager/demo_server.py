@@ -17,7 +17,7 @@ import requests
 
 from ocps_jobmanager.errors import shown
 
-_START_DEADLINE_S = 60.0
+_START_DEADLINE_S = 30.0
 _LOOK_INTERVAL_S = 0.05
 _STOP_DEADLINE_S = 15.0
 _ORPHANS_DEADLINE_S = 5.0
@@ -157,12 +157,13 @@ class DemoServer:
         return code
 
     def tail(self) -> str:
-        """The last lines of its log."""
+        """The last lines of its log, without the requests that went well."""
         try:
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        return "\n".join(f"    {line}" for line in lines[-20:])
+        told = [line for line in lines if not re.search(r" tornado\.access +INFO ", line)]
+        return "\n".join(f"    {line}" for line in told[-20:])
 
 
 def _not_ready(root: str) -> str | None:
