@@ -130,7 +130,6 @@ class Pool:
         self.directory = directory
         self._process = process
 
-    @property
     def master_pid(self) -> int:
         """The process id of ``condor_master``."""
         pids = [self._process.pid, *_descendants(self._process.pid)]
@@ -139,10 +138,9 @@ class Pool:
                 return pid
         raise ProcessLookupError("condor_master has ended")
 
-    @property
     def schedd_pid(self) -> int:
         """The process id of ``condor_schedd``, which has children of the same name."""
-        master = self.master_pid
+        master = self.master_pid()
         for pid in _descendants(master):
             if _stat(pid) == ("condor_schedd", master):
                 return pid
@@ -150,20 +148,20 @@ class Pool:
 
     def stop_schedd(self) -> None:
         """Freeze the schedd: it takes connections, and never answers."""
-        os.kill(self.schedd_pid, signal.SIGSTOP)
+        os.kill(self.schedd_pid(), signal.SIGSTOP)
 
     def continue_schedd(self) -> None:
         """Let a frozen schedd go on; nothing happens if it is not frozen."""
-        os.kill(self.schedd_pid, signal.SIGCONT)
+        os.kill(self.schedd_pid(), signal.SIGCONT)
 
     def kill_schedd(self) -> None:
         """Kill the schedd, and wait until the master has started another one."""
-        killed = self.schedd_pid
+        killed = self.schedd_pid()
         os.kill(killed, signal.SIGKILL)
         deadline = time.monotonic() + _START_DEADLINE_S
         while time.monotonic() < deadline:
             with contextlib.suppress(ProcessLookupError):
-                if self.schedd_pid != killed:
+                if self.schedd_pid() != killed:
                     return
             time.sleep(0.05)
         raise TimeoutError("condor_schedd was not started again")
@@ -262,7 +260,7 @@ def _stop(pool: Pool, process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         pool.continue_schedd()
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pool.master_pid, signal.SIGQUIT)
+        os.kill(pool.master_pid(), signal.SIGQUIT)
     left = _descendants(process.pid)
     try:
         process.wait(_STOP_DEADLINE_S)
