@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trees import PROJECT, QuickTree
+from ocps_jobmanager.butler import Visit, make_registry
+from tests.processes_of import processes_of
+from tests.trees import PROJECT, QuickTree, Tree, bare_environment, copy_project
 
 SCRIPTS = ("launch_job_manager.sh", "run_client.sh", "run_tests.sh")
 
@@ -258,6 +260,101 @@ def test_the_client_reads_config_yaml_beside_the_scripts(tree: QuickTree) -> Non
     done = tree.run("run_client.sh")
     assert done.returncode == 2
     assert f"There is no {tree.path}/config.yaml: copy config.example.yaml" in done.stderr
+
+
+# From a bare checkout, with the package index
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A copy in a folder with a space in its name; whoever comes first waits for its set-up."""
+    folder = tmp_path_factory.mktemp("bare") / "a checkout"
+    return Tree(copy_project(folder), bare_environment())
+
+
+@pytest.mark.timeout(600)
+def test_the_demonstration_runs_from_a_bare_checkout(checkout: Tree, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = checkout.run("launch_job_manager.sh", "demo", TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^  [0-9a-f]{32}  visit \d+, ccd \d+: ", done.stdout, re.MULTILINE)) == 4
+    assert list(temporary.iterdir()) == []
+    assert processes_of(checkout.path) == []
+
+
+@pytest.mark.timeout(600)
+def test_the_tests_can_be_run_from_a_bare_checkout(checkout: Tree) -> None:
+    done = checkout.run("run_tests.sh", "-q", "tests/test_models.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed in " in done.stdout
+
+
+STACK = """
+stack=$(mktemp -d "${TMPDIR:-/tmp}/stack-XXXXXX")
+for name in make_apdb.py ap_pipe.py; do
+    printf '#!/bin/bash\\necho "$(basename "$0") $*"\\n' >"$stack/$name"
+    chmod +x "$stack/$name"
+done
+PATH=$stack:$PATH
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_person_runs_the_server_and_the_client_from_a_bare_checkout(
+    checkout: Tree, tmp_path: Path
+) -> None:
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    visit = Visit(
+        number=77,
+        filter="g",
+        time_observed="2020-09-15T09:24:08.770000",
+        exposure_time_s=30.0,
+        proposal="p",
+        object="o",
+        ccds=(1, 2, 3, 4),
+    )
+    make_registry(repo / "registry.sqlite3", [visit])
+    example = (checkout.path / "config.example.yaml").read_text()
+    config = example.replace("/datasets/des_sn/repo_Y3/", f"{repo}/")
+    (checkout.path / "config.yaml").write_text(config)
+    (checkout.path / "site.sh").write_text(STACK)
+    stack = {"OCPS_STACK_SETUP": "site.sh", "TMPDIR": str(tmp_path)}
+
+    settings = {"API_PORT": "0", "OCPS_POLL_INTERVAL": "0.1", "OCPS_SCHEDULER": "local"}
+    server = checkout.start("launch_job_manager.sh", **settings, **stack)
+    try:
+        running = re.compile(r"     main   INFO  Running at localhost:(\d+)/api/v1$")
+        port = first_match(server, running)[1]
+        client = checkout.start("run_client.sh", "--wait", API_PORT=port, **stack)
+        ids = []
+        for _ in range(4):
+            ids.append(first_match(client, re.compile(r'  "job_id": "([0-9a-f]{32})",$'))[1])
+            (checkout.path / "work" / f"{ids[-1]}.dat").touch()
+        output, _ = client.communicate(timeout=100)
+        assert client.returncode == 0, output
+    finally:
+        server.terminate()
+        log, _ = server.communicate(timeout=60)
+    assert server.returncode == 0, log
+    for job_id in ids:
+        lines = (checkout.path / "work" / "logs" / f"{job_id}.out").read_text().splitlines()
+        assert lines[0].startswith("make_apdb.py --config ")
+        assert lines[1].startswith(f"ap_pipe.py {repo}/ --id visit=77 ccdnum=")
+        assert (checkout.path / "work" / "output" / job_id / "output" / "repo").is_dir()
+    assert processes_of(checkout.path) == []
+
+
+def first_match(process: "subprocess.Popen[str]", pattern: re.Pattern[str]) -> re.Match[str]:
+    """Read a program's output up to a line."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if match := pattern.search(line.rstrip("\n")):
+            return match
+    raise AssertionError("".join(seen))
 
 
 # What can be seen without running them

@@ -56,7 +56,10 @@ def copy_project(to: Path) -> Path:
 def bare_environment(**more: str) -> dict[str, str]:
     """The environment of the tests without settings and without what belongs to their Python."""
     own = ("OCPS_", "API_", "PYTHON", "VIRTUAL_ENV", "CONDOR_CONFIG", "_CONDOR_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(own)} | more
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    if "PYTHON" in os.environ:  # which Python to set up with: for the scripts
+        kept["PYTHON"] = os.environ["PYTHON"]
+    return kept | more
 
 
 class Tree:
@@ -95,18 +98,6 @@ class Tree:
             text=True,
             start_new_session=True,
         )
-
-    def processes(self) -> list[str]:
-        """The command lines of processes that were started from this tree, by any of its paths."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, UnicodeError):
-                continue
-            if str(self.path) in command:
-                found.append(command)
-        return found
 
 
 class QuickTree(Tree):
