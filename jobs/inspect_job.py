@@ -88,6 +88,12 @@ def place(path: Path) -> dict[str, object]:
     return {"path": str(path), "exists": is_there(path)}
 
 
+def place_in(name: str) -> dict[str, object] | None:
+    """Say it of the path in an environment variable; this job can do without one."""
+    value = os.environ.get(name, "")
+    return place(Path(value)) if value else None
+
+
 def image_of(repo: Path, row: dict[str, object]) -> Path:
     """Return the image's file: the one that is there, otherwise the likeliest."""
     names = [template.format(**row) for template in IMAGE_PATHS]
@@ -119,8 +125,8 @@ def inspect() -> str:
         "object": row["object"],
         "proposal": row["proposal"],
         "image": image,
-        "template": place(Path(variable("AP_TEMPLATE"))),
-        "calib": place(Path(variable("AP_CALIB"))),
+        "template": place_in("AP_TEMPLATE"),
+        "calib": place_in("AP_CALIB"),
     }
     # The visit and ccd are in the name: jobs that share an output directory don't overwrite.
     output = output_dir / f"inspect-{visit:07d}_{ccd:02d}.json"

@@ -85,6 +85,12 @@ def test_what_the_registry_has_is_written_as_json(inspect, tmp_path: Path, repo:
     }
 
 
+def test_template_and_calib_are_not_needed(inspect, tmp_path: Path) -> None:
+    assert inspect(AP_TEMPLATE="", AP_CALIB="").returncode == 0
+    found = json.loads((tmp_path / "job" / "output" / "inspect-0421907_10.json").read_text())
+    assert found["template"] is found["calib"] is None
+
+
 def test_one_line_sums_it_up(inspect, repo: Path) -> None:
     assert inspect().stdout == (
         "visit 421907, ccd 10: field 1, 2015-03-14, filter g, 90.0 s; "
