@@ -375,10 +375,11 @@ def answering(answer: bytes) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                with contextlib.suppress(OSError):
+            listener.settimeout(DEADLINE_S)
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
                     connection.sendall(answer)
 
         thread = threading.Thread(target=serve)

@@ -402,6 +402,7 @@ def test_close_ends_all_monitors_and_none_is_started_after_it(
                 supervisor.watch(job_id, "ap", KEY, [f"{job_id}.dat"])
             await supervisor.close()
             supervisor.watch(new_id(), "ap", KEY, ["a.dat"])
+            assert not [task for task in asyncio.all_tasks() if "monitor" in task.get_name()]
             supervisor.unwatch(up[0])
             supervisor.nudge(up[0])
             await supervisor.close()
