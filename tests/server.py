@@ -64,6 +64,7 @@ class ServerProcess:
         self.home = directory / "home"
         self.work = directory / "work"
         self.log_path = directory / "server.log"
+        self.report = directory / "audit"
         self.ledger = directory / "ledger"
         (self.home / "jobs").mkdir(parents=True, exist_ok=True)
         (self.home / "jobs" / "job_specs.yaml").write_text(JOB_SPECS)
@@ -100,6 +101,12 @@ class ServerProcess:
             for job_id in self.ids_of("pending") + self.ids_of("running"):
                 self.delete(job_id)
             self.stop()
+        self.check_the_loop()
+
+    def check_the_loop(self) -> None:
+        """Nothing has blocked the event loop."""
+        blocked = self.report.read_text() if self.report.exists() else ""
+        assert not blocked, f"done in the event loop's thread:\n{blocked[:5000]}"
 
     # The process -------------------------------------------------------------------------------
 
@@ -107,7 +114,7 @@ class ServerProcess:
         """Start a process, whatever becomes of it."""
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "ocps_jobmanager"],
+                [sys.executable, "-W", "error", "-m", "tests.audited_server", str(self.report)],
                 cwd=PROJECT,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
