@@ -175,7 +175,7 @@ class Tracker:
     def settle(self) -> None:
         """Keep nothing any more for jobs that may be followed later: all of them are by now."""
         self._settled = True
-        self._backlog.clear()
+        self._backlog = {one: told for one, told in self._backlog.items() if one in self._jobs}
 
     # The queue and the history --------------------------------------------------------------------
 

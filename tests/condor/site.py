@@ -7,7 +7,7 @@ from pathlib import Path
 from ocps_jobmanager.models import Resources
 from ocps_jobmanager.processes import Spawner
 from ocps_jobmanager.schedulers.htcondor import HTCondorScheduler, Timing
-from ocps_jobmanager.times import utc_now
+from ocps_jobmanager.times import Clock, utc_now
 from tests.condor.pool import Pool
 from tests.schedulers.contract import Server, Site
 
@@ -48,6 +48,8 @@ class CondorSite(Site):
         super().__init__(directory)
         self.pool = pool
         self.timing = timing
+        self.python = Path(sys.executable)
+        self.clock: Clock = utc_now
         self.state = directory / "state"
         self.state.mkdir(exist_ok=True)
         self._spawners: list[Spawner] = []
@@ -63,9 +65,9 @@ class CondorSite(Site):
             events_dir=self.state / "condor",
             lock_path=self.state / "condor.lock",
             spawner=self._spawners[-1],
-            python=Path(sys.executable),
+            python=self.python,
             environ=self.environ,
-            clock=utc_now,
+            clock=self.clock,
             timing=self.timing,
         )
 

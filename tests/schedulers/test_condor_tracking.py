@@ -175,6 +175,15 @@ def test_it_is_told_when_the_job_is_followed_later() -> None:
     assert statuses(tracker.take_backlog()) == [COMPLETED]
 
 
+def test_settling_loses_nothing_of_what_is_followed() -> None:
+    tracker = Tracker(60.0)
+    tracker.follow("a", 7, 0, 0.0)
+    tracker.take_events([event("JOB_TERMINATED")], 1.0)
+    tracker.caught_up()
+    tracker.settle()
+    assert statuses(tracker.take_backlog()) == [COMPLETED]
+
+
 def test_what_the_queue_said_meanwhile_is_newer_unless_it_is_the_end() -> None:
     for trigger, expected in (("EXECUTE", []), ("JOB_TERMINATED", [COMPLETED])):
         tracker = Tracker(60.0)
