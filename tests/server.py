@@ -110,9 +110,9 @@ class ServerProcess:
 
     # The process -------------------------------------------------------------------------------
 
-    def spawn(self) -> "subprocess.Popen[bytes]":
+    def spawn(self, log_path: Path | None = None) -> "subprocess.Popen[bytes]":
         """Start a process, whatever becomes of it."""
-        with self.log_path.open("ab") as log:
+        with (log_path or self.log_path).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-W", "error", "-m", "tests.audited_server", str(self.report)],
                 cwd=PROJECT,
