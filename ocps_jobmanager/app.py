@@ -176,9 +176,7 @@ class Server:
         monitor_url = settings.monitor_url or f"{settings.url(self.port)}/monitor/complete"
         monitors = self._make_monitors(spawner, monitor_url)
         manager = await self._make_manager(store, scheduler, monitors, job_types)
-        self._stack.push_async_callback(scheduler.close)
-        self._stack.push_async_callback(monitors.close)
-        self._stack.push_async_callback(manager.close)
+        self._stack.push_async_callback(_close_parts, manager, monitors, scheduler)
         await scheduler.start(manager.take_news)
         await manager.start()
 
@@ -276,6 +274,14 @@ class Server:
             clock=self._clock,
             cores=cores,
         )
+
+
+async def _close_parts(
+    manager: JobManager, monitors: MonitorSupervisor, scheduler: Scheduler
+) -> None:
+    """First who asks, then, side by side, who does: each takes some seconds at the most."""
+    await manager.close()
+    await asyncio.gather(monitors.close(), scheduler.close())
 
 
 async def _stop_http(http: tornado.httpserver.HTTPServer, app: Application) -> None:

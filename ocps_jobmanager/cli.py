@@ -20,6 +20,8 @@ logger = logging.getLogger("main")
 
 LOG_FORMAT = "%(asctime)s  %(name)8s  %(levelname)5s  %(message)s"
 
+_STOP_DEADLINE_S = 10
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -82,6 +84,9 @@ async def _serve_until_told(server: Server, warnings: Sequence[str]) -> None:
         logger.warning("%s", warning)
     await told.wait()
     logger.info("Stopping; jobs that were launched go on.")
+    # Something that hangs, such as a dead file system, must not keep the next server out.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+    signal.alarm(_STOP_DEADLINE_S)
     await server.stop()
 
 
