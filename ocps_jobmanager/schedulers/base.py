@@ -11,7 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from ocps_jobmanager.health import Health as Health
+from ocps_jobmanager.health import Health
 from ocps_jobmanager.models import Resources
 
 
