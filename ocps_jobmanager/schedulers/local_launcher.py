@@ -16,7 +16,7 @@ finds and leaves in the job's folder is also what a server that is started later
 ``FD`` is a pipe: one line in it tells whether the job was started, or why not.
 """
 # pathlib takes as long to import as all the rest:
-# ruff: noqa: PTH104, PTH108, PTH112, PTH116, PTH118, PTH123
+# ruff: noqa: PTH104, PTH108, PTH112, PTH118, PTH123
 
 import contextlib
 import ctypes
@@ -75,20 +75,19 @@ def claim(folder: str, content: dict[str, Any]) -> int | None:
         os.write(lock, json.dumps(content).encode())
         os.fsync(lock)
         os.link(temporary, name)
+        # The folder of a job that has ended is renamed, then emptied. Whoever slept through all of
+        # that job's life finds the name free again in there, but the folder not under its path.
         sync_directory(folder)
         os.unlink(temporary)
-        # The folder of a job that has ended is renamed, then emptied. Whoever slept through all of
-        # that job's life finds the name free again in there, but not under the path that it knew.
-        if os.path.samestat(os.stat(name), os.fstat(lock)):
-            return lock
     except (FileExistsError, FileNotFoundError):
+        os.close(lock)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        return None
     except BaseException:
         os.close(lock)
         raise
-    os.close(lock)
-    return None
+    return lock
 
 
 def sync_directory(path: str) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,8 +17,9 @@ import pytest
 
 from ocps_jobmanager.errors import LaunchRefusedError, SchedulerUnavailableError, StartupError
 from ocps_jobmanager.models import Resources
+from ocps_jobmanager.schedulers import local, local_folders
 from ocps_jobmanager.schedulers.base import LaunchRequest, SchedulerStatus
-from ocps_jobmanager.schedulers.local_launcher import JOB, STARTED, STATUS
+from ocps_jobmanager.schedulers.local_launcher import JOB, STARTED, STATUS, claim
 from ocps_jobmanager.times import utc_now
 from tests.schedulers.contract import (
     CODE,
@@ -134,6 +136,41 @@ def test_a_new_server_keeps_the_order_of_the_queue(site: LocalSite) -> None:
     asyncio.run(scenario())
 
 
+def test_a_new_server_takes_up_all_jobs_whether_it_is_told_of_them_or_not(site: LocalSite) -> None:
+    async def scenario() -> None:
+        async with site.server() as server:
+            await site.crowd(server)
+            queued = site.make_request("echo started >> ledger")
+            await server.scheduler.submit(queued)
+        async with site.server() as server:
+            later = site.make_request("cat ../*/ledger")
+            await server.scheduler.submit(later)
+            assert not await is_started(queued)
+            site.stop_machine()
+            await server.until(later, SchedulerStatus.COMPLETED)
+        assert await count_starts(queued) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_stops_while_it_starts_a_job_leaves_the_job_running(
+    site: LocalSite,
+) -> None:
+    async def scenario() -> None:
+        for turns in range(0, 40, 2):
+            request = site.make_request("echo started >> ledger; exit 3")
+            async with site.server() as server:
+                queued = await server.scheduler.submit(request)
+                for _ in range(turns):
+                    await asyncio.sleep(0.0002)
+            async with site.server() as server:
+                server.scheduler.track(request.job_id, queued.cluster_id, queued.proc_id)
+                assert (await server.until(request, SchedulerStatus.COMPLETED)).exit_code == 3
+            assert await count_starts(request) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_submission_that_is_repeated_queues_nothing(site: LocalSite) -> None:
     async def scenario() -> None:
         async with site.server() as server:
@@ -198,7 +235,11 @@ def test_launchers_that_can_not_be_started_are_an_outage_that_ends(
     asyncio.run(scenario())
 
 
-def test_a_job_can_be_removed_while_no_launcher_can_be_started(site: LocalSite) -> None:
+def test_a_job_can_be_removed_while_no_launcher_can_be_started(
+    site: LocalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_FIRST_PAUSE_S", 1000.0)
+
     async def scenario() -> None:
         site.python = Path("/bin/false")
         async with site.server() as server:
@@ -217,14 +258,14 @@ def test_a_job_can_be_removed_while_no_launcher_can_be_started(site: LocalSite) 
 
 def test_a_job_inherits_nothing_of_the_server(site: LocalSite) -> None:
     async def scenario() -> None:
-        os.umask(old := os.umask(0o077))
+        old = os.umask(0o077)
         async with site.server() as server:
             request = site.make_request(
                 "ls /proc/$$/fd > fds; readlink /proc/$$/fd/0 > stdin; umask > umask;"
                 " grep -E '^Sig(Blk|Ign)' /proc/self/status > signals; ps -o sid= $$ > session"
             )
             assert (await server.run(request)).exit_code == 0
-        assert os.umask(old) == old
+        os.umask(old)
 
         def left(name: str) -> str:
             return (request.initial_dir / name).read_text()
@@ -446,11 +487,43 @@ def test_a_number_that_became_another_process_s_is_not_taken_for_the_launcher(
             await server.scheduler.submit(request)
             await until_true(lambda: is_started(request))
         os.kill(launcher_of(site, request), signal.SIGKILL)
+        await until_true(lambda: is_gone(request))
+        other = await asyncio.to_thread(subprocess.Popen, ["/bin/sleep", "1000"])
         started = site.state / request.job_id / STARTED
-        started.write_text(json.dumps({**json.loads(started.read_text()), "pid": os.getpid()}))
+        started.write_text(json.dumps({**json.loads(started.read_text()), "pid": other.pid}))
+        try:
+            assert site.folders.attach(request.job_id) is None
+            async with site.server() as server:
+                server.scheduler.track(request.job_id, 1, 0)
+                assert (await server.until(request, SchedulerStatus.BROKEN)).reason == STOPPED
+                await server.scheduler.remove(request.job_id, REASON, CODE)
+            assert other.poll() is None
+        finally:
+            other.kill()
+            other.wait()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_ends_while_one_looks_has_ended(
+    site: LocalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        request = site.make_request("exit 3")
         async with site.server() as server:
-            server.scheduler.track(request.job_id, 1, 0)
-            assert (await server.until(request, SchedulerStatus.BROKEN)).reason == STOPPED
+            await server.run(request)
+        status = site.state / request.job_id / STATUS
+        ended = status.read_text()
+        status.unlink()
+
+        def is_locked(path: Path) -> bool:
+            status.write_text(ended)  # as the launcher does before it lets the lock go
+            return False
+
+        monkeypatch.setattr(local_folders, "_is_locked", is_locked)
+        seen = site.folders.look(request.job_id)
+        assert seen is not None
+        assert (seen.job.status, seen.job.exit_code) == (SchedulerStatus.COMPLETED, 3)
 
     asyncio.run(scenario())
 
@@ -501,6 +574,7 @@ def test_a_removed_job_whose_launcher_is_killed_meanwhile_is_removed(site: Local
             await until_true(lambda: is_started(request))
             await server.scheduler.remove(request.job_id, REASON, CODE)
             await until_true(lambda: asyncio.to_thread((request.initial_dir / "asked").exists))
+            await server.scheduler.remove(request.job_id, "Another reason.", CODE + 1)
             os.kill(launcher_of(site, request), signal.SIGKILL)
             assert (await server.until(request, SchedulerStatus.REMOVED)).reason_code == CODE
 
@@ -607,3 +681,33 @@ def test_a_start_clears_away_what_a_crash_left_half_made(site: LocalSite) -> Non
             assert list(site.state.iterdir()) == []
 
     asyncio.run(scenario())
+
+
+def test_a_launcher_that_slept_through_its_job_s_whole_life_does_not_run_it_again(
+    site: LocalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = site.state / "job"
+    folder.mkdir(parents=True)
+    link = os.link
+
+    def forgotten_before(source: str, target: str) -> None:
+        # The name is free again, in a folder that is on its way out.
+        folder.rename(site.state / ".old-job")
+        link(site.state / ".old-job" / Path(source).name, site.state / ".old-job" / STARTED)
+
+    monkeypatch.setattr(os, "link", forgotten_before)
+    assert claim(str(folder), {}) is None
+    assert not folder.exists()
+
+
+def test_a_job_is_claimed_by_one_only_and_locked_from_the_first_moment(site: LocalSite) -> None:
+    folder = site.state / "job"
+    folder.mkdir(parents=True)
+    lock = claim(str(folder), {"pid": 1})
+    assert lock is not None
+    assert site.folders.attach("job") is not None
+    assert claim(str(folder), {"pid": 2}) is None
+    assert json.loads((folder / STARTED).read_text()) == {"pid": 1}
+    os.close(lock)
+    assert site.folders.attach("job") is None
+    assert [file.name for file in folder.iterdir()] == [STARTED]
