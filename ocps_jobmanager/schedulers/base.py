@@ -95,8 +95,8 @@ class SchedulerJob:
     time_completed: datetime | None = None
 
 
-#: Takes news of jobs; when it returns they are committed and the scheduler may forget them.
-#: Late and repeated news are harmless.
+#: Takes news of jobs; when it returns they are committed and the scheduler may forget them. If it
+#: raises, they were not taken and are to come again. Late and repeated news are harmless.
 UpdateSink = Callable[[Sequence[SchedulerJob]], Awaitable[None]]
 
 

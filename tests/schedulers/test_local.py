@@ -528,6 +528,27 @@ def test_a_job_that_ends_while_one_looks_has_ended(
     asyncio.run(scenario())
 
 
+def test_an_end_that_can_not_be_written_yet_is_not_lost(site: LocalSite) -> None:
+    async def scenario() -> None:
+        async with site.server() as server:
+            request = site.make_request(GATED + "exit 3")
+            await server.scheduler.submit(request)
+            await server.until(request, SchedulerStatus.RUNNING)
+            # What a full disk does, for a time.
+            obstacle = site.state / request.job_id / f"{STATUS}.{launcher_of(site, request)}"
+            obstacle.mkdir()
+            await until_true(lambda: is_started(request))
+            await let_go(request)
+            await until_true(lambda: is_gone(request))
+            found = await server.scheduler.find(request.job_id, utc_now())
+            assert found is not None
+            assert found.status is SchedulerStatus.RUNNING
+            obstacle.rmdir()
+            assert (await server.until(request, SchedulerStatus.COMPLETED)).exit_code == 3
+
+    asyncio.run(scenario())
+
+
 def test_sigterm_to_everybody_is_not_taken_for_a_removal(site: LocalSite) -> None:
     async def scenario() -> None:
         async with site.server() as server:
