@@ -52,6 +52,8 @@ class _Followed:
         When it was first found neither in the queue nor in the history, and always since.
     look_at : float
         When to look for it again.
+    details : tuple
+        What was told last that may be news without a change of status.
     """
 
     job_id: str
@@ -66,6 +68,7 @@ class _Followed:
     absent_since: float | None = None
     look_at: float = float("-inf")
     num_starts: int = 0
+    details: tuple[object, ...] = (None, 0, None, None)
 
 
 class Tracker:
@@ -192,9 +195,13 @@ class Tracker:
                 continue
             if is_end(job.status) or job.event_at >= sent_at or job.since >= sent_at:
                 continue
-            if (told := self._believed(job, from_queue(ad))) is not None:
-                job.ad = ad
-                news.append(self._news(job, told))
+            if (told := self._believed(job, from_queue(ad))) is None:
+                continue
+            job.ad = ad
+            told_before = job.details
+            told = self._news(job, told)
+            if told.status is not SchedulerStatus.UNKNOWN or job.details != told_before:
+                news.append(told)
         return news
 
     def missing(self, seen: Collection[str], sent_at: float, now: float) -> list[str]:
@@ -253,6 +260,7 @@ class Tracker:
             job.status, job.differs = told.status, None
             job.unsure = False
         job.num_starts = max(job.num_starts, told.num_starts or 0)
+        job.details = (told.remote_host, job.num_starts, told.memory_mb, told.time_started)
         return replace(told, num_starts=job.num_starts or None)
 
 

@@ -48,9 +48,9 @@ T = TypeVar("T")
 #: How many jobs go into one call, and how many characters.
 _MAX_BATCH = 500
 _MAX_BATCH_SIZE = 1_000_000
-#: Never more than this part of the time is spent on queries.
+#: Not more than this part of the time is spent on queries, but they are never further apart.
 _MAX_DUTY = 0.1
-_SLOWEST_QUERY_S = 30.0
+_SLOWEST_QUERY_S = 10.0
 #: An unclear state is asked about after this.
 _SOON_S = 0.5
 #: The queue is asked for what completed since the last answer, and this much before, seconds.

@@ -144,9 +144,14 @@ def test_details_are_news_without_a_status(tracker: Tracker) -> None:
     assert [(job.status, job.memory_mb, job.num_starts) for job in news] == [(UNKNOWN, 12, 1)]
 
 
+def test_an_answer_that_tells_nothing_new_makes_no_news(tracker: Tracker) -> None:
+    assert not tracker.take_queue([ad("idle", QDate=1, NumJobStarts=0)], 1.0)
+    assert not tracker.take_queue([ad("idle", QDate=1, NumJobStarts=0, Other=2)], 2.0)
+
+
 def test_the_number_of_starts_never_goes_back(tracker: Tracker) -> None:
     assert tracker.take_events([event("EXECUTE", NumJobStarts=1)], 1.0)[0].num_starts == 2
-    news = tracker.take_queue([ad("running", NumJobStarts=1)], 2.0)
+    news = tracker.take_queue([ad("running", NumJobStarts=1, MemoryUsage=5)], 2.0)
     assert [job.num_starts for job in news] == [2]
 
 
