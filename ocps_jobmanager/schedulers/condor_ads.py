@@ -28,6 +28,7 @@ ATTRIBUTES = (
     "ClusterId",
     "ProcId",
     "JobStatus",
+    "LastJobStatus",
     "EnteredCurrentStatus",
     "QDate",
     "JobCurrentStartDate",
@@ -60,18 +61,18 @@ EVENT_ATTRIBUTES = (
     *ATTRIBUTES,
 )
 
-#: ``JobStatus`` of a job in the queue.
-_IN_QUEUE: Mapping[int, SchedulerStatus] = MappingProxyType(
+#: ``JobStatus`` of a job in the queue. One that is being removed is what it was until it is gone.
+_IN_QUEUE: Mapping[int | None, SchedulerStatus] = MappingProxyType(
     {
         1: SchedulerStatus.IDLE,
         2: SchedulerStatus.RUNNING,
-        3: SchedulerStatus.UNKNOWN,  # being removed: its end comes when it is gone
         4: SchedulerStatus.COMPLETED,
         5: SchedulerStatus.HELD,
         6: SchedulerStatus.TRANSFERRING_OUTPUT,
         7: SchedulerStatus.SUSPENDED,
     }
 )
+_BEING_REMOVED = 3
 #: ``JobStatus`` in the history, where jobs are that have left the queue.
 _IN_HISTORY: Mapping[int, SchedulerStatus] = MappingProxyType(
     {3: SchedulerStatus.REMOVED, 4: SchedulerStatus.COMPLETED}
@@ -132,7 +133,10 @@ def quoted(text: str) -> str:
 
 def from_queue(ad: Ad) -> SchedulerJob:
     """What an ad of the queue says of its job."""
-    return _from_ad(ad, _IN_QUEUE.get(ad.get("JobStatus", 0), SchedulerStatus.UNKNOWN))
+    number = ad.get("JobStatus")
+    if number == _BEING_REMOVED:
+        number = ad.get("LastJobStatus")
+    return _from_ad(ad, _IN_QUEUE.get(number, SchedulerStatus.UNKNOWN))
 
 
 def from_history(ad: Ad) -> SchedulerJob:

@@ -207,10 +207,9 @@ class CondorCalls:
                 f"HTCondor did not answer within {deadline_s:g} seconds."
             ) from None
         except EOFError:
-            self._child.failed()
-            raise SchedulerUnavailableError(
-                "The helper process for HTCondor ended in the middle of a call."
-            ) from None
+            why = "The helper process for HTCondor has ended; it will be started again."
+            self._child.failed(why)
+            raise SchedulerUnavailableError(why) from None
         finally:
             # Before anything is concluded nothing may be under way any more.
             if not answered:

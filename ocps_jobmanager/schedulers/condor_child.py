@@ -181,6 +181,7 @@ class Child:
         self._channel: Channel | None = None
         self._delay_s = 0.0
         self._not_before = 0.0
+        self._why = ""
 
     async def channel(self) -> Channel:
         """Frames to and from the running child, which is started if there is none.
@@ -197,16 +198,14 @@ class Child:
         if not self._lock.held:
             raise SchedulerUnavailableError("A helper of an earlier server has not ended yet.")
         if loop.time() < self._not_before:
-            raise SchedulerUnavailableError("The helper process for HTCondor does not start.")
+            raise SchedulerUnavailableError(self._why)
         await self.kill()
         try:
             return await self._start()
         except (OSError, EOFError, TimeoutError) as error:
-            self.failed()
+            self.failed("The helper process for HTCondor does not start.")
             await self.kill()
-            raise SchedulerUnavailableError(
-                "The helper process for HTCondor does not start."
-            ) from error
+            raise SchedulerUnavailableError(self._why) from error
 
     async def _start(self) -> Channel:
         arguments = ["--parent", str(os.getpid()), "--lock-fd", str(self._lock.descriptor)]
@@ -231,8 +230,9 @@ class Child:
         """To be told when it has done something: the next start need not wait."""
         self._delay_s = 0.0
 
-    def failed(self) -> None:
+    def failed(self, why: str) -> None:
         """To be told when it has ended of its own: the next start waits, longer each time."""
+        self._why = why
         self._delay_s = min(max(2 * self._delay_s, _FIRST_DELAY_S), _LAST_DELAY_S)
         self._not_before = asyncio.get_running_loop().time() + self._delay_s
 

@@ -156,10 +156,10 @@ class EventLogs:
             self._channel.send({"follow": path, "offset": self._places[name]})
 
     def _note_trouble(self, error: Exception) -> None:
+        detail = "The helper process that follows HTCondor's event log does not run."
         if isinstance(error, EOFError):
-            self._child.failed()
+            self._child.failed(detail)
         if self._trouble is None:
-            detail = "The helper process that follows HTCondor's event log does not run."
             logger.warning("%s", detail)
             self._trouble = Health(ok=False, since=self._clock(), detail=detail)
 

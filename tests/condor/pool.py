@@ -274,34 +274,38 @@ def _stop(pool: Pool, process: "subprocess.Popen[bytes]") -> None:
 
 def _daemons(binds: Sequence[Path]) -> tuple[list[str], dict[str, Path]]:
     """How the daemons are started, and what the configuration must say of where they are."""
+    # Root can't run jobs as itself, and inside bubblewrap it need not.
     if (master := shutil.which("condor_master")) and os.geteuid() != 0:
-        sbin = Path(master).resolve().parent
-        # The kernel's word that the pool goes when the tests are killed.
         setpriv = shutil.which("setpriv")
+        # The kernel's word that the pool goes when the tests are killed.
         wrapper = [setpriv, "--pdeathsig", "QUIT", "--"] if setpriv else []
-        return wrapper, _directories(sbin.parent)
-    # HTCondor's daemons can't be run by root as an ordinary user would: also then, bubblewrap.
+        return wrapper, _directories(Path(master).resolve().parents[1], Path("/"))
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise PoolUnavailableError(_missing("bwrap"))
-    root = Path("/") if master else make_root()
+    root = make_root()
     shown = {Path(tempfile.gettempdir()).resolve(), PROJECT, *(bind.resolve() for bind in binds)}
     wrapper = [bwrap, "--die-with-parent", "--unshare-user", "--uid", "1000", "--gid", "1000"]
     wrapper += ["--unshare-pid", "--bind", str(root), "/", "--dev-bind", "/dev", "/dev"]
     wrapper += ["--proc", "/proc"]
     for path in sorted(shown):
         wrapper += ["--bind", str(path), str(path)]
-    return [*wrapper, "--"], _directories(Path("/usr"))
+    return [*wrapper, "--"], _directories(Path("/usr"), root)
 
 
-def _directories(prefix: Path) -> dict[str, Path]:
-    debian = prefix == Path("/usr")
+def _directories(prefix: Path, root: Path) -> dict[str, Path]:
+    """HTCondor's directories under `prefix`, as they are seen where `root` is the root."""
+
+    def first(*names: str) -> Path:
+        there = [name for name in names if (root / prefix.relative_to("/") / name).is_dir()]
+        return prefix / (there or names)[0]
+
     return {
         "RELEASE_DIR": prefix,
         "BIN": prefix / "bin",
         "SBIN": prefix / "sbin",
-        "LIBEXEC": prefix / ("libexec/condor" if debian else "libexec"),
-        "LIB": prefix / ("lib/condor" if debian else "lib"),
+        "LIBEXEC": first("libexec/condor", "libexec"),
+        "LIB": first("lib64/condor", "lib/condor", "lib"),
     }
 
 

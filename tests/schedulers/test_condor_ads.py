@@ -53,6 +53,8 @@ def test_an_end_that_nobody_can_tell_is_broken() -> None:
 
 def test_a_job_that_is_being_removed_is_told_of_when_it_is_gone() -> None:
     assert from_queue(make(JobStatus=3)).status is SchedulerStatus.UNKNOWN
+    assert from_queue(make(JobStatus=3, LastJobStatus=2)).status is SchedulerStatus.RUNNING
+    assert from_queue(make(JobStatus=3, LastJobStatus=5)).status is SchedulerStatus.HELD
     job = from_history(make(JobStatus=3, RemoveReason="x", EnteredCurrentStatus=300))
     assert (job.status, job.reason) == (SchedulerStatus.REMOVED, "x")
     assert job.time_completed == from_epoch(300)
