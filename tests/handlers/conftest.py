@@ -1,5 +1,6 @@
 """The application over a `World`, and a client that checks what every answer must be."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,16 @@ from tests.world import World
 
 PROBE_KEY = "f" * 32
 Fetch = Callable[..., Awaitable[tuple[int, Any, HTTPResponse]]]
+
+
+@pytest.fixture
+def io_loop() -> Iterator[IOLoop]:
+    """The loop that pytest-tornado works with; its own leaves another one unclosed."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = IOLoop.current()
+    yield loop
+    loop.close(all_fds=True)
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture
