@@ -38,7 +38,7 @@ case "$*" in
     printf '%s\\n' "$PWD" {site} >"${{packages[0]}}/quick.pth"
     ;;
 *)
-    if [[ -e $own_dir/real-python ]]; then
+    if [[ -L $own_dir/real-python ]]; then
         exec "$own_dir/real-python" "$@"
     fi
     exec {python} "$@"

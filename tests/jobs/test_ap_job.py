@@ -1,9 +1,8 @@
 """``jobs/ap_job.sh``: what it calls, and how it fails."""
 
-import json
+import shlex
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,9 @@ import pytest
 from tests.jobs.running import run_script
 
 #: Writes down how it was called. It stands in for programs of the LSST Science Pipelines.
-PROGRAM = """#!{python}
-import json, os, sys
-with open({calls!r}, "a") as calls:
-    print(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]), file=calls)
-sys.exit({status})
+PROGRAM = """#!/bin/sh
+printf '%s\\n' "${{0##*/}}" "$@" '' >>{calls}
+exit {status}
 """
 
 VARIABLES = {
@@ -41,16 +38,14 @@ class Stack:
 
     def install(self, name: str, status: int) -> None:
         program = self.bin / name
-        program.write_text(
-            PROGRAM.format(python=sys.executable, calls=str(self._calls), status=status)
-        )
+        program.write_text(PROGRAM.format(calls=shlex.quote(str(self._calls)), status=status))
         program.chmod(0o755)
 
     @property
     def calls(self) -> list[list[str]]:
         if not self._calls.exists():
             return []
-        return [json.loads(line) for line in self._calls.read_text().splitlines()]
+        return [call.splitlines() for call in self._calls.read_text().split("\n\n")[:-1]]
 
 
 @pytest.fixture
