@@ -72,6 +72,14 @@ class UnavailableError(JobManagerError):
     """It can't be done now, and nothing was: the same request may succeed later."""
 
 
+class KeyReusedError(JobManagerError):
+    """An idempotency key was used before, with another body."""
+
+
+class TooManyWaitingError(JobManagerError):
+    """As many jobs wait as may; nothing was accepted."""
+
+
 class StartupError(JobManagerError):
     """The server can't start like this. One line: what is wrong and which setting mends it."""
 

@@ -122,6 +122,44 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What ends a job, or runs it again.
+
+    Attributes
+    ----------
+    max_run_time_s : int or None
+        Seconds from a start; a job that runs longer is ended as failed. None: as long as it likes.
+    hold_limit_s : int
+        Seconds in the state ``held``; then the job is ended as failed.
+    max_retries : int
+        How often the scheduler runs the script again when it ends with another exit code than 0.
+    """
+
+    max_run_time_s: int | None = None
+    hold_limit_s: int = 3600
+    max_retries: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdempotencyKey:
+    """A client's own name for a submission: the same one again is the same job.
+
+    Attributes
+    ----------
+    owner : str
+        The caller; empty for anybody, where nobody is known by name.
+    key : str
+        1 to 255 printable characters.
+    body_sha256 : str
+        Of the body as canonical JSON: the same value has the same digest, however it is written.
+    """
+
+    owner: str
+    key: str
+    body_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewJob:
     """An accepted submission, not yet stored.
 
@@ -152,6 +190,7 @@ class NewJob:
     code: CodeRef
     data: tuple[str, ...]
     resources: Resources
+    limits: Limits = Limits()
     log_dir: Path
     time_submitted: datetime
 

@@ -15,9 +15,11 @@ from ocps_jobmanager.errors import (
     ConflictError,
     InvalidRequestError,
     JobManagerError,
+    KeyReusedError,
     NotFoundError,
     Problem,
     SchedulerUnavailableError,
+    TooManyWaitingError,
     UnavailableError,
 )
 from ocps_jobmanager.submission import parse_json
@@ -29,6 +31,8 @@ _STATUS: Mapping[type[JobManagerError], int] = {
     InvalidRequestError: 400,
     NotFoundError: 404,
     ConflictError: 409,
+    KeyReusedError: 422,
+    TooManyWaitingError: 429,
     UnavailableError: 503,
     SchedulerUnavailableError: 503,
 }
@@ -168,7 +172,7 @@ class BaseHandler(tornado.web.RequestHandler):
             message = self._message(status_code)
         if status_code == 405:
             self.set_header("Allow", ", ".join(self._allowed_methods()))
-        if status_code == 503:
+        if status_code in {429, 503}:
             self.set_header("Retry-After", str(_RETRY_AFTER_S))
         body = self.error_body(message)
         if problems:

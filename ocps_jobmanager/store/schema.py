@@ -48,6 +48,7 @@ job = sa.Table(
     sa.Column("code", sa.JSON, nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
     sa.Column("resources", sa.JSON, nullable=False),
+    sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("log_dir", sa.Text, nullable=False),
     sa.Column("cluster_id", sa.Integer),
     sa.Column("proc_id", sa.Integer),
@@ -63,6 +64,7 @@ job = sa.Table(
     sa.Column("num_starts", sa.Integer, nullable=False),
     sa.Column("memory_mb", sa.Integer),
     sa.Index("job_by_state", "state", "seq"),
+    sa.Index("job_by_end", "time_completed"),
     sqlite_autoincrement=True,
 )
 
@@ -76,6 +78,16 @@ job_event = sa.Table(
     sa.Column("reason", sa.Text),
     sa.Index("job_event_by_job", "job_id", "number"),
     sqlite_autoincrement=True,
+)
+
+#: Kept as long as the job's record: a repeated submission gets the first one's answer.
+idempotency_key = sa.Table(
+    "idempotency_key",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("body_sha256", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text, sa.ForeignKey("job.id"), nullable=False, index=True),
 )
 
 #: Numbers that only grow: the local scheduler's clusters.

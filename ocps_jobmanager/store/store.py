@@ -20,14 +20,21 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 
-from ocps_jobmanager.errors import StartupError, UnavailableError
+from ocps_jobmanager.errors import (
+    KeyReusedError,
+    StartupError,
+    TooManyWaitingError,
+    UnavailableError,
+)
 from ocps_jobmanager.health import Health
 from ocps_jobmanager.models import (
     FINAL_STATES,
     CodeRef,
+    IdempotencyKey,
     Job,
     JobEvent,
     JobState,
+    Limits,
     NewJob,
     Removal,
     Resources,
@@ -87,15 +94,47 @@ class JobStore:
 
     # Writing -----------------------------------------------------------------------------------
 
-    async def add(self, new: NewJob) -> Job:
-        """Store an accepted job and the first row of its history.
+    async def add(
+        self,
+        new: NewJob,
+        *,
+        key: IdempotencyKey | None = None,
+        max_waiting: int | None = None,
+    ) -> Job:
+        """Store an accepted job and the first row of its history, unless its key is known.
+
+        Parameters
+        ----------
+        key : IdempotencyKey or None
+            If a job was stored with it, that job is given and nothing is stored.
+        max_waiting : int or None
+            How many jobs may wait at the same time.
+
+        Returns
+        -------
+        Job
+            The new one, or the one that was stored with `key`.
 
         Raises
         ------
+        KeyReusedError
+            A job was stored with the key, but for another body; nothing was stored.
+        TooManyWaitingError
+            As many wait already; nothing was stored.
         UnavailableError
             The database can't take it; nothing was stored.
         """
-        return await self._write(lambda connection: self._add(connection, new))
+        return await self._write(lambda connection: self._add(connection, new, key, max_waiting))
+
+    async def by_idempotency_key(self, key: IdempotencyKey) -> Job | None:
+        """The job that was stored with this key, or None.
+
+        Raises
+        ------
+        KeyReusedError
+            There is one, but for another body.
+        """
+        return await self._read(lambda connection: _job_of_key(connection, key))
 
     async def record(self, transitions: Sequence[Transition]) -> list[Job | None]:
         """Make transitions, all in one transaction: the one door through which a state changes.
@@ -339,7 +378,17 @@ class JobStore:
         if (ok, detail) != (self._health.ok, self._health.detail):
             self._health = Health(ok=ok, since=self._clock(), detail=detail)
 
-    def _add(self, connection: sa.Connection, new: NewJob) -> Job:
+    def _add(
+        self,
+        connection: sa.Connection,
+        new: NewJob,
+        key: IdempotencyKey | None,
+        max_waiting: int | None,
+    ) -> Job:
+        if key is not None and (job := _job_of_key(connection, key)) is not None:
+            return job
+        if max_waiting is not None and new.state is JobState.WAITING:
+            _check_room(connection, max_waiting)
         connection.execute(
             sa.insert(schema.job).values(
                 id=new.id,
@@ -355,11 +404,16 @@ class JobStore:
                 code=dataclasses.asdict(new.code),
                 data=list(new.data),
                 resources=dataclasses.asdict(new.resources),
+                limits=dataclasses.asdict(new.limits),
                 log_dir=str(new.log_dir),
                 time_submitted=new.time_submitted,
                 num_starts=0,
             )
         )
+        if key is not None:
+            connection.execute(
+                sa.insert(schema.idempotency_key).values(**dataclasses.asdict(key), job_id=new.id)
+            )
         _add_event(connection, new.id, new.time_submitted, new.state, None)
         job = _select(connection, new.id)
         assert job is not None
@@ -405,6 +459,26 @@ def _add_event(
     )
 
 
+def _job_of_key(connection: sa.Connection, key: IdempotencyKey) -> Job | None:
+    table = schema.idempotency_key
+    row = connection.execute(
+        sa.select(table).where(table.c.owner == key.owner, table.c.key == key.key)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.body_sha256 != key.body_sha256:
+        raise KeyReusedError("This Idempotency-Key was used for another submission.")
+    return _select(connection, row.job_id)
+
+
+def _check_room(connection: sa.Connection, max_waiting: int) -> None:
+    waiting = connection.execute(
+        sa.select(sa.func.count()).where(schema.job.c.state == JobState.WAITING.value)
+    ).scalar_one()
+    if waiting >= max_waiting:
+        raise TooManyWaitingError(f"{waiting} jobs wait for their data already; try again later.")
+
+
 def _select(connection: sa.Connection, job_id: str) -> Job | None:
     row = connection.execute(sa.select(schema.job).where(schema.job.c.id == job_id)).one_or_none()
     return None if row is None else _job(row)
@@ -438,5 +512,6 @@ def _job(row: sa.Row[tuple[object, ...]]) -> Job:
     fields["data"] = tuple(fields["data"])
     fields["code"] = CodeRef(**fields["code"])
     fields["resources"] = Resources(**fields["resources"])
+    fields["limits"] = Limits(**fields["limits"])
     fields["log_dir"] = Path(fields["log_dir"])
     return Job(**fields)
