@@ -1,47 +1,35 @@
 """JobStore: jobs and their history, durable before any call returns.
 
-SQLite in WAL mode with ``synchronous=FULL``: a commit is on the disk, not in a cache, when it
-returns. One thread writes, so that every change sees the one before it; others read beside it.
-Nothing of this runs on the event loop.
+Nothing of this runs on the event loop: see `database`.
 """
 
-import asyncio
 import dataclasses
-import hashlib
 import hmac
-import os
-import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError
 
 from ocps_jobmanager.errors import (
     KeyReusedError,
-    StartupError,
     TooManyWaitingError,
-    UnavailableError,
 )
 from ocps_jobmanager.health import Health
 from ocps_jobmanager.models import (
     FINAL_STATES,
-    CodeRef,
     IdempotencyKey,
     Job,
     JobEvent,
     JobState,
-    Limits,
     NewJob,
     Removal,
-    Resources,
     Transition,
 )
 from ocps_jobmanager.store import schema
-from ocps_jobmanager.store.migrations import migrate
+from ocps_jobmanager.store.database import Database
+from ocps_jobmanager.store.rows import event_of, job_of, sha256, values_of
 from ocps_jobmanager.times import Clock, utc_now
 
 T = TypeVar("T")
@@ -62,15 +50,8 @@ class JobStore:
     """
 
     def __init__(self, path: Path, clock: Clock = utc_now) -> None:
-        self._path = path
         self._clock = clock
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="store-read")
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(path)), pool_size=3, max_overflow=0
-        )
-        sa.event.listen(self._engine, "connect", _prepare_connection)
-        self._health = Health(ok=True, since=clock(), detail="The database takes writes.")
+        self._database = Database(path, clock)
 
     async def open(self) -> None:
         """Make the file if need be and bring its schema up to date.
@@ -80,17 +61,15 @@ class JobStore:
         StartupError
             It can't be opened: no database, damaged, or of a newer version.
         """
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._open)
+        await self._database.open()
 
     async def close(self) -> None:
         """Finish what was begun and let the file go."""
-        await asyncio.to_thread(self._writer.shutdown)
-        await asyncio.to_thread(self._readers.shutdown)
-        self._engine.dispose()
+        await self._database.close()
 
     def health(self) -> Health:
         """Whether the last write succeeded."""
-        return self._health
+        return self._database.health()
 
     # Writing -----------------------------------------------------------------------------------
 
@@ -124,7 +103,9 @@ class JobStore:
         UnavailableError
             The database can't take it; nothing was stored.
         """
-        return await self._write(lambda connection: self._add(connection, new, key, max_waiting))
+        return await self._database.write(
+            lambda connection: self._add(connection, new, key, max_waiting)
+        )
 
     async def by_idempotency_key(self, key: IdempotencyKey) -> Job | None:
         """The job that was stored with this key, or None.
@@ -134,7 +115,7 @@ class JobStore:
         KeyReusedError
             There is one, but for another body.
         """
-        return await self._read(lambda connection: _job_of_key(connection, key))
+        return await self._database.read(lambda connection: _job_of_key(connection, key))
 
     async def record(self, transitions: Sequence[Transition]) -> list[Job | None]:
         """Make transitions, all in one transaction: the one door through which a state changes.
@@ -148,7 +129,7 @@ class JobStore:
         list of Job or None
             For each, the job as it is now if something changed, otherwise None.
         """
-        return await self._write(
+        return await self._database.write(
             lambda connection: [self._record(connection, change) for change in transitions]
         )
 
@@ -161,7 +142,7 @@ class JobStore:
             The job, or None if it has ended or says so already.
         """
         changes = {"reason": reason}
-        return await self._write(lambda connection: _update(connection, job_id, changes))
+        return await self._database.write(lambda connection: _update(connection, job_id, changes))
 
     async def begin_attempt(self, job_id: str) -> Job | None:
         """Count one more hand-over to the scheduler, before it is made.
@@ -185,7 +166,7 @@ class JobStore:
             )
             return _select(connection, job_id) if changed.rowcount else None
 
-        return await self._write(begin)
+        return await self._database.write(begin)
 
     async def request_removal(self, job_id: str, removal: Removal) -> Job | None:
         """Store the wish that a job end; the first wish stays.
@@ -209,7 +190,7 @@ class JobStore:
             job = _select(connection, job_id)
             return None if job is None or job.is_final else job
 
-        return await self._write(request)
+        return await self._database.write(request)
 
     async def next_cluster_id(self) -> int:
         """A number that was never given before: 1, 2, 3, …, also across restarts."""
@@ -223,13 +204,13 @@ class JobStore:
             ).scalar_one()
             return value
 
-        return await self._write(count)
+        return await self._database.write(count)
 
     # Reading -----------------------------------------------------------------------------------
 
     async def get(self, job_id: str) -> Job | None:
         """The job, or None if there is none with this id."""
-        return await self._read(lambda connection: _select(connection, job_id))
+        return await self._database.read(lambda connection: _select(connection, job_id))
 
     async def get_many(self, job_ids: Sequence[str]) -> dict[str, Job]:
         """The jobs with these ids, by id; unknown ones are left out."""
@@ -239,24 +220,24 @@ class JobStore:
             for start in range(0, len(job_ids), _IDS_AT_A_TIME):
                 some = job_ids[start : start + _IDS_AT_A_TIME]
                 rows = connection.execute(sa.select(schema.job).where(schema.job.c.id.in_(some)))
-                jobs.update({row.id: _job(row) for row in rows})
+                jobs.update({row.id: job_of(row) for row in rows})
             return jobs
 
-        return await self._read(select)
+        return await self._database.read(select)
 
     async def by_monitor_key(self, key: str) -> Job | None:
         """The job whose monitor has this key, or None."""
 
         def look_up(connection: sa.Connection) -> Job | None:
             row = connection.execute(
-                sa.select(schema.job).where(schema.job.c.monitor_key_sha256 == _sha256(key))
+                sa.select(schema.job).where(schema.job.c.monitor_key_sha256 == sha256(key))
             ).one_or_none()
-            job = None if row is None else _job(row)
-            if job is None or not hmac.compare_digest(_sha256(job.monitor_key), _sha256(key)):
+            job = None if row is None else job_of(row)
+            if job is None or not hmac.compare_digest(sha256(job.monitor_key), sha256(key)):
                 return None
             return job
 
-        return await self._read(look_up)
+        return await self._database.read(look_up)
 
     async def history(self, job_id: str) -> list[JobEvent]:
         """All transitions of a job, oldest first."""
@@ -267,18 +248,9 @@ class JobStore:
                 .where(schema.job_event.c.job_id == job_id)
                 .order_by(schema.job_event.c.number)
             )
-            return [
-                JobEvent(
-                    number=row.number,
-                    job_id=row.job_id,
-                    time=row.time,
-                    state=JobState(row.state),
-                    reason=row.reason,
-                )
-                for row in rows
-            ]
+            return [event_of(row) for row in rows]
 
-        return await self._read(select)
+        return await self._database.read(select)
 
     async def unfinished(self) -> list[Job]:
         """All jobs that have not ended, oldest first."""
@@ -291,9 +263,9 @@ class JobStore:
                 .where(schema.job.c.state.in_(living))
                 .order_by(schema.job.c.seq)
             )
-            return [_job(row) for row in rows]
+            return [job_of(row) for row in rows]
 
-        return await self._read(select)
+        return await self._database.read(select)
 
     async def list_ids(
         self, states: Collection[JobState], *, limit: int, before_seq: int | None
@@ -320,63 +292,11 @@ class JobStore:
         if before_seq is not None:
             query = query.where(schema.job.c.seq < before_seq)
         query = query.order_by(schema.job.c.seq.desc()).limit(limit)
-        return await self._read(
+        return await self._database.read(
             lambda connection: [(row.seq, row.id) for row in connection.execute(query)]
         )
 
     # Under the bonnet --------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._path.chmod(0o600)
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                migrate(connection)
-                connection.commit()
-        except OSError as error:
-            raise StartupError(
-                f"The database in OCPS_STATE_DIR can't be opened: {error.strerror}."
-            ) from error
-        except DatabaseError as error:
-            raise StartupError(
-                f"The database in OCPS_STATE_DIR can't be used: {error.orig}. "
-                "Put a sound copy in its place, or use another OCPS_STATE_DIR."
-            ) from error
-
-    async def _write(self, work: Callable[[sa.Connection], T]) -> T:
-        def transaction() -> T:
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                result = work(connection)
-                connection.commit()
-                return result
-
-        loop = asyncio.get_running_loop()
-        # Shielded: a client that hangs up must not leave it open whether its job was stored.
-        try:
-            result = await asyncio.shield(loop.run_in_executor(self._writer, transaction))
-        except DatabaseError as error:
-            self._set_health(ok=False, detail=f"The database can't take a write: {error.orig}.")
-            raise UnavailableError(
-                "The database can't take a write now; nothing was accepted."
-            ) from error
-        self._set_health(ok=True, detail="The database takes writes.")
-        return result
-
-    async def _read(self, work: Callable[[sa.Connection], T]) -> T:
-        def query() -> T:
-            with self._engine.connect() as connection:
-                return work(connection)
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, query)
-        except DatabaseError as error:
-            raise UnavailableError("The database can't be read now.") from error
-
-    def _set_health(self, *, ok: bool, detail: str) -> None:
-        if (ok, detail) != (self._health.ok, self._health.detail):
-            self._health = Health(ok=ok, since=self._clock(), detail=detail)
 
     def _add(
         self,
@@ -389,27 +309,7 @@ class JobStore:
             return job
         if max_waiting is not None and new.state is JobState.WAITING:
             _check_room(connection, max_waiting)
-        connection.execute(
-            sa.insert(schema.job).values(
-                id=new.id,
-                type=new.type,
-                run_id=new.run_id,
-                owner=new.owner,
-                monitor_key=new.monitor_key,
-                monitor_key_sha256=_sha256(new.monitor_key),
-                state=new.state.value,
-                attempt=0,
-                env=dict(new.env),
-                getenv=list(new.getenv),
-                code=dataclasses.asdict(new.code),
-                data=list(new.data),
-                resources=dataclasses.asdict(new.resources),
-                limits=dataclasses.asdict(new.limits),
-                log_dir=str(new.log_dir),
-                time_submitted=new.time_submitted,
-                num_starts=0,
-            )
-        )
+        connection.execute(sa.insert(schema.job).values(**values_of(new)))
         if key is not None:
             connection.execute(
                 sa.insert(schema.idempotency_key).values(**dataclasses.asdict(key), job_id=new.id)
@@ -432,21 +332,6 @@ class JobStore:
             _add_event(connection, change.job_id, self._clock(), change.to, change.reason)
             return _select(connection, change.job_id)
         return _update(connection, change.job_id, change.details, only_in=change.to)
-
-
-def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # the store says itself where a transaction begins
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        "busy_timeout=5000",
-    ):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def _add_event(
@@ -481,7 +366,7 @@ def _check_room(connection: sa.Connection, max_waiting: int) -> None:
 
 def _select(connection: sa.Connection, job_id: str) -> Job | None:
     row = connection.execute(sa.select(schema.job).where(schema.job.c.id == job_id)).one_or_none()
-    return None if row is None else _job(row)
+    return None if row is None else job_of(row)
 
 
 def _update(
@@ -499,19 +384,3 @@ def _update(
         return None
     connection.execute(sa.update(schema.job).where(schema.job.c.id == job_id).values(**news))
     return dataclasses.replace(job, **news)  # type: ignore[arg-type]
-
-
-def _job(row: sa.Row[tuple[object, ...]]) -> Job:
-    fields = dict(row._mapping)
-    del fields["monitor_key_sha256"]
-    removal_state, removal_reason = fields.pop("removal_state"), fields.pop("removal_reason")
-    if removal_state is not None:
-        fields["removal"] = Removal(final_state=JobState(removal_state), reason=removal_reason)
-    fields["state"] = JobState(fields["state"])
-    fields["getenv"] = tuple(fields["getenv"])
-    fields["data"] = tuple(fields["data"])
-    fields["code"] = CodeRef(**fields["code"])
-    fields["resources"] = Resources(**fields["resources"])
-    fields["limits"] = Limits(**fields["limits"])
-    fields["log_dir"] = Path(fields["log_dir"])
-    return Job(**fields)

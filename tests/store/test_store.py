@@ -218,7 +218,7 @@ def test_nobody_else_may_read_the_database(path: Path) -> None:
 
 def test_commits_are_on_the_disk_before_they_are_answered(path: Path) -> None:
     async def scenario(store: JobStore) -> None:
-        with store._engine.connect() as connection:
+        with store._database._engine.connect() as connection:
             pragmas = [
                 connection.exec_driver_sql(f"PRAGMA {name}").scalar()
                 for name in ("journal_mode", "synchronous")
@@ -260,7 +260,7 @@ def test_a_write_that_fails_is_said_and_stores_nothing(path: Path) -> None:
         assert store.health().ok
         blocker = sqlite3.connect(path, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
-        with store._engine.connect() as connection:
+        with store._database._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout=10")
             connection.rollback()
         refused = new_job()
