@@ -134,11 +134,11 @@ class JobManagerClient:
 
     def uws(self, job_id: str) -> UwsJob:
         """The same as the Universal Worker Service's job object."""
-        return self._ask("GET", f"/job/{quote(job_id, safe='')}", "jobId")
+        return cast(UwsJob, self._ask("GET", f"/job/{quote(job_id, safe='')}", "jobId"))
 
     def remove(self, job_id: str) -> UwsJob:
         """Abort a job; nothing happens to one that has ended."""
-        return self._ask("DELETE", f"/job/{quote(job_id, safe='')}", "jobId")
+        return cast(UwsJob, self._ask("DELETE", f"/job/{quote(job_id, safe='')}", "jobId"))
 
     def list(
         self, category: str = "all", *, limit: int | None = None, cursor: str | None = None

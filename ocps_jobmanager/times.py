@@ -12,11 +12,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def iso(time: datetime | None) -> str | None:
-    """`time` as clients read it, ``2026-01-02T03:04:05.678Z``, or None for None."""
-    if time is None:
-        return None
+def iso(time: datetime) -> str:
+    """`time` as clients read it: ``2026-01-02T03:04:05.678Z``."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def iso_or_none(time: datetime | None) -> str | None:
+    """`time` as clients read it, or None for None."""
+    return None if time is None else iso(time)
 
 
 def from_epoch(seconds: float) -> datetime:

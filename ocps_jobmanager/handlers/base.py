@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import tornado.web
 from tornado.httputil import HTTPServerRequest
 
+from ocps_jobmanager.answers import Refusal, UwsRefusal, WrongField
 from ocps_jobmanager.errors import (
     ConflictError,
     InvalidRequestError,
@@ -154,9 +155,9 @@ class BaseHandler(tornado.web.RequestHandler):
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.finish(json.dumps(value))
 
-    def error_body(self, message: str) -> dict[str, object]:
+    def error_body(self, message: str) -> Mapping[str, object]:
         """Give the answer to a request that failed, in this endpoint's vocabulary."""
-        return {"status": "error", "msg": message}
+        return Refusal(status="error", msg=message)
 
     def write_error(self, status_code: int, **kwargs: object) -> None:
         """Answer an error: every class has its status here, and nowhere else."""
@@ -176,7 +177,8 @@ class BaseHandler(tornado.web.RequestHandler):
             self.set_header("Retry-After", str(_RETRY_AFTER_S))
         body = self.error_body(message)
         if problems:
-            body["errors"] = [{"field": item.field, "msg": item.msg} for item in problems]
+            errors = [WrongField(field=item.field, msg=item.msg) for item in problems]
+            body = {**body, "errors": errors}
         self.write_json(body, status_code)
 
     def log_exception(
@@ -228,10 +230,10 @@ class UnknownPathHandler(BaseHandler):
         super().prepare()
         raise tornado.web.HTTPError(404)
 
-    def error_body(self, message: str) -> dict[str, object]:
+    def error_body(self, message: str) -> Mapping[str, object]:
         """Answer a UWS client in its words."""
         if self.request.path.startswith(f"{self.settings['base_path']}/job/"):
-            return {"message": message}
+            return UwsRefusal(message=message)
         return super().error_body(message)
 
 

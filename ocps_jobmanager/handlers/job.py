@@ -1,15 +1,26 @@
 """The Job Manager's endpoints: ``snake_case`` in an envelope of ``status`` and ``msg``."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ocps_jobmanager.answers import (
+    HistoryEntry,
+    JobAnswer,
+    JobInfo,
+    JobListAnswer,
+    JobListRefusal,
+    JobLogs,
+    JobRefusal,
+    SubmitAnswer,
+    SubmitRefusal,
+)
 from ocps_jobmanager.errors import InvalidRequestError, NotFoundError, Problem
 from ocps_jobmanager.handlers.base import BaseHandler
 from ocps_jobmanager.handlers.ids import job_id_of
+from ocps_jobmanager.handlers.rendering import code_of
 from ocps_jobmanager.layout import Layout
 from ocps_jobmanager.manager import CATEGORIES, JobManager
 from ocps_jobmanager.models import Job, JobEvent
-from ocps_jobmanager.times import iso
+from ocps_jobmanager.times import iso, iso_or_none
 
 _DEFAULT_LIMIT = 100
 _LARGEST_LIMIT = 1000
@@ -28,7 +39,7 @@ class JobHandler(BaseHandler):
     async def post(self) -> None:
         """Accept a job; the answer means that it is durable."""
         job = await self._manager.submit(self.json_body())
-        self.write_json({"status": "ok", "msg": "", "job_id": job.id, "cluster_id": job.cluster_id})
+        self.write_json(SubmitAnswer(status="ok", msg="", job_id=job.id, cluster_id=job.cluster_id))
 
     async def get(self) -> None:
         """Tell all about a job."""
@@ -37,12 +48,14 @@ class JobHandler(BaseHandler):
             raise InvalidRequestError([Problem("id", "is required")])
         job = await self._manager.get(job_id_of(asked))
         history = await self._manager.history(job.id)
-        self.write_json({"status": "ok", "msg": "", "job": job_info(job, history, self._layout)})
+        info = job_info(job, history, self._layout)
+        self.write_json(JobAnswer(status="ok", msg="", job=info))
 
-    def error_body(self, message: str) -> dict[str, object]:
+    def error_body(self, message: str) -> Mapping[str, object]:
         """Give the endpoint's keys as null."""
-        keys = ("job_id", "cluster_id") if self.request.method == "POST" else ("job",)
-        return {**super().error_body(message), **dict.fromkeys(keys)}
+        if self.request.method == "POST":
+            return SubmitRefusal(status="error", msg=message, job_id=None, cluster_id=None)
+        return JobRefusal(status="error", msg=message, job=None)
 
 
 class JobListHandler(BaseHandler):
@@ -59,18 +72,15 @@ class JobListHandler(BaseHandler):
         limit = self._number("limit", _LARGEST_LIMIT) or _DEFAULT_LIMIT
         before_seq = self._number("cursor", _LARGEST_CURSOR)
         page = await self._manager.list_ids(states, limit=limit + 1, before_seq=before_seq)
-        answer: dict[str, object] = {
-            "status": "ok",
-            "msg": "",
-            "job_ids": [job_id for _, job_id in page[:limit]],
-        }
+        ids = [job_id for _, job_id in page[:limit]]
+        answer = JobListAnswer(status="ok", msg="", job_ids=ids)
         if len(page) > limit:
             answer["next"] = str(page[limit - 1][0])
         self.write_json(answer)
 
-    def error_body(self, message: str) -> dict[str, object]:
+    def error_body(self, message: str) -> Mapping[str, object]:
         """Give the endpoint's key as null."""
-        return {**super().error_body(message), "job_ids": None}
+        return JobListRefusal(status="error", msg=message, job_ids=None)
 
     def _number(self, name: str, largest: int) -> int | None:
         text = self.query(name)
@@ -83,38 +93,38 @@ class JobListHandler(BaseHandler):
         return number
 
 
-def job_info(job: Job, history: Sequence[JobEvent], layout: Layout) -> dict[str, object]:
+def job_info(job: Job, history: Sequence[JobEvent], layout: Layout) -> JobInfo:
     """All about a job, as ``GET /job?id=`` shows it."""
     logs = layout.job_logs(job.log_dir, job.id)
-    return {
-        "job_id": job.id,
-        "type": job.type,
-        "run_id": job.run_id,
-        "owner": job.owner,
-        "state": job.state.value,
-        "phase": job.phase.value,
-        "reason": job.reason,
-        "cluster_id": job.cluster_id,
-        "proc_id": job.proc_id,
-        "env": dict(job.env),
-        "code": dataclasses.asdict(job.code),
-        "data": list(job.data),
-        "log_dir": str(job.log_dir),
-        "logs": {"out": str(logs.out), "err": str(logs.err), "log": str(logs.log)},
-        "output_dir": str(layout.output(job.id)),
-        "time_submitted": iso(job.time_submitted),
-        "time_data_arrived": iso(job.time_data_arrived),
-        "time_queued": iso(job.time_queued),
-        "time_started": iso(job.time_started),
-        "time_completed": iso(job.time_completed),
-        "exit_code": job.exit_code,
-        "exit_signal": job.exit_signal,
-        "hold_reason": job.hold_reason,
-        "remote_host": job.remote_host,
-        "num_starts": job.num_starts,
-        "memory_mb": job.memory_mb,
-        "history": [
-            {"time": iso(event.time), "state": event.state.value, "reason": event.reason}
+    return JobInfo(
+        job_id=job.id,
+        type=job.type,
+        run_id=job.run_id,
+        owner=job.owner,
+        state=job.state.value,
+        phase=job.phase.value,
+        reason=job.reason,
+        cluster_id=job.cluster_id,
+        proc_id=job.proc_id,
+        env=dict(job.env),
+        code=code_of(job),
+        data=list(job.data),
+        log_dir=str(job.log_dir),
+        logs=JobLogs(out=str(logs.out), err=str(logs.err), log=str(logs.log)),
+        output_dir=str(layout.output(job.id)),
+        time_submitted=iso(job.time_submitted),
+        time_data_arrived=iso_or_none(job.time_data_arrived),
+        time_queued=iso_or_none(job.time_queued),
+        time_started=iso_or_none(job.time_started),
+        time_completed=iso_or_none(job.time_completed),
+        exit_code=job.exit_code,
+        exit_signal=job.exit_signal,
+        hold_reason=job.hold_reason,
+        remote_host=job.remote_host,
+        num_starts=job.num_starts,
+        memory_mb=job.memory_mb,
+        history=[
+            HistoryEntry(time=iso(event.time), state=event.state.value, reason=event.reason)
             for event in history
         ],
-    }
+    )

@@ -1,8 +1,10 @@
 """``/monitor/complete``: a monitor calls it when its job's data have arrived."""
 
 import secrets
+from collections.abc import Mapping
 from urllib.parse import parse_qs
 
+from ocps_jobmanager.answers import CallbackAnswer, CallbackRefusal
 from ocps_jobmanager.errors import InvalidRequestError, Problem
 from ocps_jobmanager.handlers.base import BaseHandler
 from ocps_jobmanager.manager import JobManager
@@ -48,12 +50,12 @@ class MonitorCompleteHandler(BaseHandler):
         """Do as GET does."""
         await self.get()
 
-    def error_body(self, message: str) -> dict[str, object]:
+    def error_body(self, message: str) -> Mapping[str, object]:
         """Give the endpoint's keys as null."""
-        return {**super().error_body(message), "cluster_id": None, "proc_id": None}
+        return CallbackRefusal(status="error", msg=message, cluster_id=None, proc_id=None)
 
     def _answer(self, cluster_id: int | None, proc_id: int | None, status: int) -> None:
-        answer = {"status": "ok", "msg": "", "cluster_id": cluster_id, "proc_id": proc_id}
+        answer = CallbackAnswer(status="ok", msg="", cluster_id=cluster_id, proc_id=proc_id)
         self.write_json(answer, status)
 
     def _key(self) -> str:

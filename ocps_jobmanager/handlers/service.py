@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from ocps_jobmanager.answers import Done, PartHealth, Readiness
 from ocps_jobmanager.handlers.base import BaseHandler
 from ocps_jobmanager.health import Health
 from ocps_jobmanager.times import iso
@@ -12,7 +13,7 @@ class HealthzHandler(BaseHandler):
 
     async def get(self) -> None:
         """Answer: the event loop turns."""
-        self.write_json({"status": "ok", "msg": ""})
+        self.write_json(Done(status="ok", msg=""))
 
 
 class ReadyzHandler(BaseHandler):
@@ -27,14 +28,12 @@ class ReadyzHandler(BaseHandler):
         healths = {name: check() for name, check in self._checks.items()}
         bad = {name: health for name, health in healths.items() if not health.ok}
         msg = " ".join(f"{name}: {health.detail}" for name, health in bad.items())
-        self.write_json(
-            {
-                "status": "error" if bad else "ok",
-                "msg": msg,
-                "checks": {
-                    name: {"ok": health.ok, "since": iso(health.since), "detail": health.detail}
-                    for name, health in healths.items()
-                },
+        answer = Readiness(
+            status="error" if bad else "ok",
+            msg=msg,
+            checks={
+                name: PartHealth(ok=health.ok, since=iso(health.since), detail=health.detail)
+                for name, health in healths.items()
             },
-            503 if bad else 200,
         )
+        self.write_json(answer, 503 if bad else 200)

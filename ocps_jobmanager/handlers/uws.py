@@ -1,12 +1,21 @@
 """The UWS endpoints, which the OCPS CSC calls: the JSON job object, ``camelCase``, no envelope."""
 
-import dataclasses
+from collections.abc import Mapping
 
+from ocps_jobmanager.answers import (
+    NameAndValue,
+    UwsErrorSummary,
+    UwsJob,
+    UwsJobInfo,
+    UwsParameters,
+    UwsRefusal,
+)
 from ocps_jobmanager.handlers.base import BaseHandler
 from ocps_jobmanager.handlers.ids import job_id_of
+from ocps_jobmanager.handlers.rendering import code_of
 from ocps_jobmanager.manager import JobManager
 from ocps_jobmanager.models import Job, Phase
-from ocps_jobmanager.times import Clock, iso
+from ocps_jobmanager.times import Clock, iso, iso_or_none
 
 #: How long DELETE waits for the scheduler to have ended the job, so that its answer says so.
 _REMOVAL_WAIT_S = 0.7
@@ -32,12 +41,12 @@ class UwsJobHandler(BaseHandler):
         job = await self._manager.wait(job_id, lambda job: job.is_final, _REMOVAL_WAIT_S)
         self.write_json(job_object(job, asked, self._clock))
 
-    def error_body(self, message: str) -> dict[str, object]:
+    def error_body(self, message: str) -> Mapping[str, object]:
         """Speak a UWS client's words."""
-        return {"message": message}
+        return UwsRefusal(message=message)
 
 
-def job_object(job: Job, asked: str, clock: Clock) -> dict[str, object]:
+def job_object(job: Job, asked: str, clock: Clock) -> UwsJob:
     """A job as UWS clients read it (IVOA UWS 1.1, section 2.1).
 
     Parameters
@@ -50,31 +59,31 @@ def job_object(job: Job, asked: str, clock: Clock) -> dict[str, object]:
         elapsed = (job.time_completed or clock()) - job.time_started
         duration_s = max(0.0, elapsed.total_seconds())
     ended_badly = job.phase in {Phase.ERROR, Phase.ABORTED}
-    return {
-        "jobId": asked,
-        "runId": job.run_id or job.id,
-        "ownerId": job.owner,
-        "phase": job.phase.value,
-        "creationTime": iso(job.time_submitted),
-        "startTime": iso(job.time_started),
-        "endTime": iso(job.time_completed),
-        "executionDuration": duration_s,
-        "destruction": None,
-        "quote": None,
-        "parameters": {
-            "command": [job.code.path],
-            "environment": [{"name": name, "value": value} for name, value in job.env.items()],
-        },
-        "results": [],
-        "errorSummary": {"message": (job.reason or "") if ended_badly else ""},
-        "jobInfo": {
-            "type": job.type,
-            "state": job.state.value,
-            "clusterId": job.cluster_id,
-            "procId": job.proc_id,
-            "exitCode": job.exit_code,
-            "exitSignal": job.exit_signal,
-            "holdReason": job.hold_reason,
-            "code": dataclasses.asdict(job.code),
-        },
-    }
+    return UwsJob(
+        jobId=asked,
+        runId=job.run_id or job.id,
+        ownerId=job.owner,
+        phase=job.phase.value,
+        creationTime=iso(job.time_submitted),
+        startTime=iso_or_none(job.time_started),
+        endTime=iso_or_none(job.time_completed),
+        executionDuration=duration_s,
+        destruction=None,
+        quote=None,
+        parameters=UwsParameters(
+            command=[job.code.path],
+            environment=[NameAndValue(name=name, value=job.env[name]) for name in job.env],
+        ),
+        results=[],
+        errorSummary=UwsErrorSummary(message=(job.reason or "") if ended_badly else ""),
+        jobInfo=UwsJobInfo(
+            type=job.type,
+            state=job.state.value,
+            clusterId=job.cluster_id,
+            procId=job.proc_id,
+            exitCode=job.exit_code,
+            exitSignal=job.exit_signal,
+            holdReason=job.hold_reason,
+            code=code_of(job),
+        ),
+    )
