@@ -20,10 +20,8 @@ from ocps_jobmanager.config import (
     MonitorKey,
     SchedulerChoice,
     Settings,
-    choose_scheduler,
     environ_for_jobs,
     layout,
-    require_local_state_dir,
 )
 from ocps_jobmanager.environment import server_account
 from ocps_jobmanager.errors import StartupError
@@ -43,6 +41,7 @@ from ocps_jobmanager.launches import LaunchPad
 from ocps_jobmanager.layout import Layout
 from ocps_jobmanager.locks import try_lock
 from ocps_jobmanager.log_dirs import LogDirs
+from ocps_jobmanager.machine import choose_scheduler, require_local_state_dir
 from ocps_jobmanager.manager import JobManager
 from ocps_jobmanager.monitors import MonitorSupervisor
 from ocps_jobmanager.processes import Spawner

@@ -10,16 +10,14 @@ from ocps_jobmanager.config import (
     MonitorKey,
     SchedulerChoice,
     Settings,
-    choose_scheduler,
     environ_for_jobs,
     layout,
     load_settings,
     parse_duration,
-    require_local_state_dir,
     settings_table,
-    state_dir_on_network,
 )
 from ocps_jobmanager.errors import StartupError
+from ocps_jobmanager.machine import choose_scheduler, require_local_state_dir, state_dir_on_network
 
 
 def load(home: Path, **environ: str) -> Settings:
