@@ -21,6 +21,7 @@ _DAY_S = 86400.0
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?", re.ASCII)
 _UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]")
+_PORT_AT_END = re.compile(r":([0-9]{1,5})$", re.ASCII)
 _PATH_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 
 #: Read by the scripts and the tests, not by the server: nothing to warn of.
@@ -99,6 +100,32 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",")]
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    if not all(_HOST.fullmatch(host) for host in _items(text)):
+        raise ValueError("must be host names or addresses without ports, separated by commas")
+    return tuple(_items(text))
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    for origin in _items(text):
+        scheme, separator, authority = origin.partition("://")
+        host, port = _PORT_AT_END.sub("", authority), _PORT_AT_END.search(authority)
+        if (
+            scheme not in {"http", "https"}
+            or not separator
+            or not _HOST.fullmatch(host)
+            or (port and not 0 < int(port[1]) <= 65535)
+        ):
+            raise ValueError(
+                "must be origins such as https://www.example.org:8443, separated by commas"
+            )
+    return tuple(_items(text))
+
+
 def _clean(text: str) -> str:
     """Refuse a path that the scheduler's submit language or a JSON answer can't hold."""
     if not text.isprintable():  # control characters, and the surrogates of bytes that aren't UTF-8
@@ -159,6 +186,12 @@ def _poll_interval(text: str) -> float:
     return seconds
 
 
+def _switch(text: str) -> bool:
+    if text not in {"0", "1"}:
+        raise ValueError("must be 0 or 1")
+    return text == "1"
+
+
 def _body_size(text: str) -> int:
     if not re.fullmatch("[0-9]{1,10}", text) or not 1024 <= int(text) <= 2**30:
         raise ValueError("must be a number of bytes from 1024 to 1073741824")
@@ -177,7 +210,7 @@ class Settings(BaseSettings):
     monitor_url : str or None
         None: to be made of protocol, domain, bound port and base path (`url`).
     work_dir, state_dir, job_specs, stack_setup : pathlib.Path
-        Absolute; links are kept.
+        Absolute; links are kept. So are those of `api_tokens` and of TLS, where set.
     """
 
     model_config = SettingsConfigDict(
@@ -212,7 +245,7 @@ class Settings(BaseSettings):
     listen: Annotated[str, BeforeValidator(_address)] = Field(
         "localhost",
         validation_alias="OCPS_LISTEN",
-        description="the address to listen on; for now localhost or a loopback address",
+        description="the address to listen on; localhost is every loopback address",
     )
     monitor_url: Annotated[str | None, BeforeValidator(_url)] = Field(
         None,
@@ -255,6 +288,41 @@ class Settings(BaseSettings):
         validation_alias="OCPS_MAX_BODY",
         description="the largest request body in bytes",
     )
+    api_tokens: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        None,
+        validation_alias="OCPS_API_TOKENS",
+        description="the file of those who may call: lines name:token, mode 0600",
+    )
+    allow_anonymous: Annotated[bool, BeforeValidator(_switch)] = Field(
+        False,
+        validation_alias="OCPS_ALLOW_ANONYMOUS",
+        description="1: without tokens, listen on other addresses than loopback, too",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_hosts)] = Field(
+        (),
+        validation_alias="OCPS_ALLOWED_HOSTS",
+        description="further names that the server is called by, separated by commas",
+    )
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = Field(
+        (),
+        validation_alias="OCPS_CORS_ORIGINS",
+        description="origins whose web pages may call, separated by commas",
+    )
+    tls_cert: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        None,
+        validation_alias="OCPS_TLS_CERT",
+        description="the server's certificate in PEM; with OCPS_TLS_KEY switches TLS on",
+    )
+    tls_key: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        None,
+        validation_alias="OCPS_TLS_KEY",
+        description="the certificate's key in PEM, mode 0600",
+    )
+    tls_ca: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        None,
+        validation_alias="OCPS_TLS_CA",
+        description="the authorities in PEM that monitors check the server with",
+    )
     stack_setup: Annotated[Path | None, BeforeValidator(_path)] = Field(
         None,
         validation_alias="OCPS_STACK_SETUP",
@@ -283,7 +351,7 @@ class Settings(BaseSettings):
             With one line for each setting whose value can't be used.
         """
         given = _given(environ)
-        problems = _off_loopback(given)
+        problems = _off_loopback(given) + _half_of_tls(given)
         try:
             settings = cls(**{**_default_paths(given), **given})
         except ValidationError as error:
@@ -344,15 +412,26 @@ def _off_loopback(given: Mapping[str, str]) -> list[str]:
         return []  # said already
     if listen == "localhost" or ipaddress.ip_address(listen).is_loopback:
         return []
-    allowed = (
-        "must be localhost or a loopback address such as 127.0.0.1 or ::1, because this version "
-        "can't tell who calls it"
-    )
-    problems = [_complaint("OCPS_LISTEN", given, allowed)]
+    problems = []
+    if "OCPS_API_TOKENS" not in given and given.get("OCPS_ALLOW_ANONYMOUS") != "1":
+        allowed = (
+            "must be localhost or a loopback address such as 127.0.0.1 or ::1 unless "
+            "OCPS_API_TOKENS says who may call, or OCPS_ALLOW_ANONYMOUS=1 that everybody may"
+        )
+        problems.append(_complaint("OCPS_LISTEN", given, allowed))
     if given.get("OCPS_MONITOR_KEY") == MonitorKey.JOB_ID:
         allowed = "must be secret unless OCPS_LISTEN is a loopback address, because ids are public"
         problems.append(_complaint("OCPS_MONITOR_KEY", given, allowed))
     return problems
+
+
+def _half_of_tls(given: Mapping[str, str]) -> list[str]:
+    halves = ("OCPS_TLS_CERT", "OCPS_TLS_KEY")
+    match [name for name in halves if name in given]:
+        case [name]:
+            other = halves[name == halves[0]]
+            return [_complaint(name, given, f"must be set together with {other}, or not at all")]
+    return []
 
 
 def _conflicts(settings: Settings, given: Mapping[str, str]) -> list[str]:
@@ -436,8 +515,11 @@ def _as_text(value: object) -> str:
     match value:
         case None:
             return "-"
+        case bool():
+            return str(int(value))
         case tuple():
-            return ":".join(str(item) for item in value)
+            joint = ":" if all(isinstance(item, Path) for item in value) else ","
+            return joint.join(str(item) for item in value) or "-"
         case float():
             return f"{value:g}"
     return str(value)

@@ -47,6 +47,9 @@ def test_defaults_are_those_of_the_documentation(tmp_path):
     assert settings.monitor_key is MonitorKey.SECRET
     assert settings.max_body == 1048576
     assert settings.stack_setup is None
+    assert (settings.api_tokens, settings.allow_anonymous) == (None, False)
+    assert (settings.allowed_hosts, settings.cors_origins) == ((), ())
+    assert (settings.tls_cert, settings.tls_key, settings.tls_ca) == (None, None, None)
     assert settings.url(1234) == "http://localhost:1234/api/v1"
 
 
@@ -81,6 +84,13 @@ def test_every_setting_takes_its_value_from_the_environment(tmp_path):
         OCPS_MONITOR_KEY="job_id",
         OCPS_MAX_BODY="2048",
         OCPS_STACK_SETUP="setup.sh",
+        OCPS_API_TOKENS="tokens",
+        OCPS_ALLOW_ANONYMOUS="1",
+        OCPS_ALLOWED_HOSTS="Jobs.example.org, 10.0.0.1,[fe80::1]",
+        OCPS_CORS_ORIGINS="https://www.example.org,http://[::1]:3000",
+        OCPS_TLS_CERT="tls/cert.pem",
+        OCPS_TLS_KEY="/etc/ocps/key.pem",
+        OCPS_TLS_CA="tls/ca.pem",
     )
     assert settings.api_port == 0
     assert settings.api_basepath == "/ocps/v2"
@@ -96,6 +106,13 @@ def test_every_setting_takes_its_value_from_the_environment(tmp_path):
     assert settings.monitor_key is MonitorKey.JOB_ID
     assert settings.max_body == 2048
     assert settings.stack_setup == tmp_path / "setup.sh"
+    assert settings.api_tokens == tmp_path / "tokens"
+    assert settings.allow_anonymous is True
+    assert settings.allowed_hosts == ("Jobs.example.org", "10.0.0.1", "[fe80::1]")
+    assert settings.cors_origins == ("https://www.example.org", "http://[::1]:3000")
+    assert settings.tls_cert == tmp_path / "tls/cert.pem"
+    assert settings.tls_key == Path("/etc/ocps/key.pem")
+    assert settings.tls_ca == tmp_path / "tls/ca.pem"
 
 
 def test_paths_below_a_moved_work_directory_move_with_it(tmp_path):
@@ -124,6 +141,38 @@ def test_loopback_addresses_may_be_listened_on(tmp_path, listen):
 def test_other_addresses_stop_the_start_with_a_sentence_that_says_so(tmp_path, listen):
     (line,) = refusal(tmp_path, OCPS_LISTEN=listen)
     assert line.startswith(f'OCPS_LISTEN is "{listen}": must be localhost or a loopback address')
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "192.168.1.5", "[2001:db8::1]"])
+@pytest.mark.parametrize("permit", [{"OCPS_API_TOKENS": "t"}, {"OCPS_ALLOW_ANONYMOUS": "1"}])
+def test_other_addresses_need_tokens_or_leave(tmp_path, listen, permit):
+    assert load(tmp_path, OCPS_LISTEN=listen, **permit).listen == listen.strip("[]")
+
+
+@pytest.mark.parametrize("no_permit", [{"OCPS_API_TOKENS": ""}, {"OCPS_ALLOW_ANONYMOUS": "0"}])
+def test_what_is_empty_or_0_is_no_leave(tmp_path, no_permit):
+    (line,) = refusal(tmp_path, OCPS_LISTEN="0.0.0.0", **no_permit)
+    assert "OCPS_API_TOKENS" in line
+    assert "OCPS_ALLOW_ANONYMOUS=1" in line
+
+
+@pytest.mark.parametrize("permit", [{"OCPS_API_TOKENS": "t"}, {"OCPS_ALLOW_ANONYMOUS": "1"}])
+def test_job_ids_are_no_keys_off_loopback_whoever_may_call(tmp_path, permit):
+    """The callback asks for no token."""
+    (line,) = refusal(tmp_path, OCPS_LISTEN="0.0.0.0", OCPS_MONITOR_KEY="job_id", **permit)
+    assert line.startswith("OCPS_MONITOR_KEY is ")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("OCPS_TLS_CERT", "OCPS_TLS_KEY"), ("OCPS_TLS_KEY", "OCPS_TLS_CERT")]
+)
+def test_a_certificate_and_its_key_go_together(tmp_path, name, other):
+    (line,) = refusal(tmp_path, **{name: "x.pem"})
+    assert line.startswith(f'{name} is "x.pem": must be set together with {other}')
+
+
+def test_the_authorities_alone_are_for_a_proxy_that_speaks_tls(tmp_path):
+    assert load(tmp_path, OCPS_TLS_CA="ca.pem").tls_ca == tmp_path / "ca.pem"
 
 
 def test_job_ids_are_no_keys_where_others_can_call(tmp_path):
@@ -183,6 +232,18 @@ def test_what_is_no_duration_is_refused(text):
         ("OCPS_MAX_BODY", "1MB", "a number of bytes"),
         ("OCPS_MAX_BODY", "0", "a number of bytes"),
         ("OCPS_STACK_SETUP", "a\tb", "a path of printable UTF-8 characters"),
+        ("OCPS_API_TOKENS", "a\nb", "a path of printable UTF-8 characters"),
+        ("OCPS_ALLOW_ANONYMOUS", "yes", "0 or 1"),
+        ("OCPS_ALLOWED_HOSTS", "a,,b", "host names or addresses without ports"),
+        ("OCPS_ALLOWED_HOSTS", "a:80", "host names or addresses without ports"),
+        ("OCPS_ALLOWED_HOSTS", "*", "host names or addresses without ports"),
+        ("OCPS_CORS_ORIGINS", "*", "origins such as"),
+        ("OCPS_CORS_ORIGINS", "null", "origins such as"),
+        ("OCPS_CORS_ORIGINS", "www.example.org", "origins such as"),
+        ("OCPS_CORS_ORIGINS", "https://a/", "origins such as"),
+        ("OCPS_CORS_ORIGINS", "https://a:0", "origins such as"),
+        ("OCPS_CORS_ORIGINS", "ftp://a", "origins such as"),
+        ("OCPS_CORS_ORIGINS", "https://a, https://u@b", "origins such as"),
     ],
 )
 def test_unusable_value_is_one_line_with_name_value_and_what_is_allowed(
@@ -285,7 +346,7 @@ def test_the_table_shows_every_setting_with_value_source_and_help(tmp_path):
         "OCPS_WORK_DIR": "",
     }
     rows = {row.name: row for row in settings_table(Settings.load(environ), environ)}
-    assert len(rows) == len(Settings.model_fields) == 16
+    assert len(rows) == len(Settings.model_fields)
     assert (rows["API_PORT"].value, rows["API_PORT"].source) == ("81", "environment")
     assert (rows["API_BASEPATH"].value, rows["API_BASEPATH"].source) == ("", "environment")
     assert rows["OCPS_WORK_DIR"].value == str(tmp_path / "work")
