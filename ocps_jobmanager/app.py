@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from ocps_jobmanager.config import (
     SchedulerChoice,
     Settings,
     environ_for_jobs,
+    is_loopback,
     layout,
 )
+from ocps_jobmanager.descriptors import require_descriptors
 from ocps_jobmanager.environment import server_account
 from ocps_jobmanager.errors import StartupError
+from ocps_jobmanager.handlers.auth import Access
 from ocps_jobmanager.handlers.base import (
     ActiveRequests,
     Application,
@@ -33,6 +37,7 @@ from ocps_jobmanager.handlers.base import (
 )
 from ocps_jobmanager.handlers.job import JobHandler, JobListHandler
 from ocps_jobmanager.handlers.monitor import MonitorCompleteHandler
+from ocps_jobmanager.handlers.openapi import OpenApiHandler, openapi_json
 from ocps_jobmanager.handlers.service import HealthzHandler, ReadyzHandler
 from ocps_jobmanager.handlers.uws import UwsJobHandler
 from ocps_jobmanager.health import Health
@@ -42,7 +47,7 @@ from ocps_jobmanager.layout import Layout
 from ocps_jobmanager.locks import try_lock
 from ocps_jobmanager.log_dirs import LogDirs
 from ocps_jobmanager.machine import choose_scheduler, require_local_state_dir
-from ocps_jobmanager.manager import JobManager
+from ocps_jobmanager.manager import JobManager, Terms
 from ocps_jobmanager.monitors import MonitorSupervisor
 from ocps_jobmanager.processes import Spawner
 from ocps_jobmanager.schedulers.base import Scheduler
@@ -50,6 +55,8 @@ from ocps_jobmanager.schedulers.htcondor import HTCondorScheduler
 from ocps_jobmanager.schedulers.local import LocalScheduler
 from ocps_jobmanager.store import JobStore
 from ocps_jobmanager.times import Clock, utc_now
+from ocps_jobmanager.tls import check_authorities, server_context
+from ocps_jobmanager.tokens import Tokens
 
 logger = logging.getLogger("main")
 
@@ -78,11 +85,15 @@ class AppParts:
     clock: Clock
 
 
-def make_app(parts: AppParts, *, base_path: str, max_body: int, redact: bool) -> Application:
+def make_app(
+    parts: AppParts, *, access: Access, base_path: str, max_body: int, redact: bool
+) -> Application:
     """Make the Tornado application: the routes, each handler with what it needs.
 
     Parameters
     ----------
+    access : Access
+        Who may call.
     base_path : str
         ``API_BASEPATH``, without a trailing slash.
     max_body : int
@@ -100,11 +111,17 @@ def make_app(parts: AppParts, *, base_path: str, max_body: int, redact: bool) ->
             (rf"{base_path}/job/list/([^/]*)", JobListHandler, manager),
             (rf"{base_path}/job/([^/]*)", UwsJobHandler, with_clock),
             (rf"{base_path}/monitor/complete", MonitorCompleteHandler, with_probe),
+            (
+                rf"{base_path}/openapi.json",
+                OpenApiHandler,
+                {"document": openapi_json(base_path, anonymous=access.tokens is None)},
+            ),
             (r"/healthz", HealthzHandler),
             (r"/readyz", ReadyzHandler, {"checks": parts.checks}),
         ],
         default_handler_class=UnknownPathHandler,
         log_function=log_request,
+        access=access,
         base_path=base_path,
         max_body=max_body,
         redact_monitor_key=redact,
@@ -129,8 +146,11 @@ class Server:
         self._clock = clock
         self._layout = layout(settings)
         self._stack = contextlib.AsyncExitStack()
+        self._tls: ssl.SSLContext | None = None
         self.port = 0
         """The port that it listens on, once started."""
+        self.tokens: Tokens | None = None
+        """Those of who may call, once started; None: everybody may."""
 
     async def start(self) -> None:
         """Start every part; return when requests are answered.
@@ -155,7 +175,9 @@ class Server:
 
     async def _start(self) -> None:
         settings = self._settings
+        require_descriptors(settings.max_waiting)
         choice, why = choose_scheduler(settings, self._environ)
+        await asyncio.to_thread(self._read_secrets)
         await self._take_state_dir()
         job_types = await asyncio.to_thread(load_job_types, settings.job_specs)
         sockets = _bind(settings.listen, settings.api_port)
@@ -164,6 +186,7 @@ class Server:
         at = f"{settings.api_domain}:{self.port}{settings.api_basepath}"
         logger.info("Running at %s", at)
         logger.info("Jobs are run by %s: %s.", choice.value, why)
+        _warn_of_callers(settings)
 
         store = JobStore(self._layout.database, self._clock)
         self._stack.push_async_callback(store.close)
@@ -190,11 +213,21 @@ class Server:
             probe_key=secrets.token_hex(16),
             clock=self._clock,
         )
-        self._serve(parts, sockets)
+        self._serve(parts, sockets, monitor_url)
         probe = asyncio.create_task(
-            _probe_callback(monitor_url, parts.probe_key, monitors), name="probe of the callback"
+            _probe_callback(monitor_url, parts.probe_key, settings.tls_ca, monitors),
+            name="probe of the callback",
         )
         self._stack.callback(probe.cancel)
+
+    def _read_secrets(self) -> None:
+        settings = self._settings
+        if settings.api_tokens is not None:
+            self.tokens = Tokens(settings.api_tokens)
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self._tls = server_context(settings.tls_cert, settings.tls_key)
+        if settings.tls_ca is not None:
+            check_authorities(settings.tls_ca)
 
     async def _take_state_dir(self) -> None:
         """Make the directories, and make sure that this is the only server on them."""
@@ -202,15 +235,22 @@ class Server:
         lock = await asyncio.to_thread(_lock_state, self._layout)
         self._stack.callback(os.close, lock)
 
-    def _serve(self, parts: AppParts, sockets: list[socket.socket]) -> None:
+    def _serve(self, parts: AppParts, sockets: list[socket.socket], monitor_url: str) -> None:
         app = make_app(
             parts,
+            access=Access.build(
+                tokens=self.tokens,
+                urls=(self._settings.url(self.port), monitor_url),
+                allowed_hosts=self._settings.allowed_hosts,
+                cors_origins=self._settings.cors_origins,
+                tls=self._tls is not None,
+            ),
             base_path=self._settings.api_basepath,
             max_body=self._settings.max_body,
             redact=self._settings.monitor_key is not MonitorKey.JOB_ID,
         )
         # Bodies are limited by the handlers, which answer; Tornado would only hang up.
-        http = tornado.httpserver.HTTPServer(app, max_body_size=2**62)
+        http = tornado.httpserver.HTTPServer(app, ssl_options=self._tls, max_body_size=2**62)
         self._stack.push_async_callback(_stop_http, http, app)
         http.add_sockets(sockets)
 
@@ -238,7 +278,10 @@ class Server:
             code=CodeStore(self._layout.code),
             pad=pad,
             job_types=job_types,
-            key_is_job_id=self._settings.monitor_key is MonitorKey.JOB_ID,
+            terms=Terms(
+                key_is_job_id=self._settings.monitor_key is MonitorKey.JOB_ID,
+                max_waiting=self._settings.max_waiting,
+            ),
             clock=self._clock,
         )
 
@@ -249,6 +292,7 @@ class Server:
             work_dir=self._layout.work_dir,
             api_url=url,
             poll_interval_s=self._settings.poll_interval_s,
+            ca_file=self._settings.tls_ca,
             clock=self._clock,
         )
 
@@ -272,6 +316,20 @@ class Server:
             next_cluster_id=store.next_cluster_id,
             clock=self._clock,
             cores=cores,
+        )
+
+
+def _warn_of_callers(settings: Settings) -> None:
+    """Say who may call, where that is not only those who are meant to."""
+    others_can_connect = not is_loopback(settings.listen)
+    if settings.api_tokens is None:
+        who = "everybody who can reach it" if others_can_connect else "every user of this host"
+        logger.warning("No OCPS_API_TOKENS: %s can run jobs as this account.", who)
+    elif others_can_connect and settings.api_protocol == "http":
+        logger.warning("Tokens come unencrypted: set OCPS_TLS_CERT and OCPS_TLS_KEY.")
+    if settings.tls_cert is not None and settings.api_protocol == "http":
+        logger.warning(
+            "OCPS_TLS_CERT is set, but API_PROTOCOL is http: the URLs made of it do not work."
         )
 
 
@@ -363,9 +421,12 @@ def _close_all(sockets: list[socket.socket]) -> None:
         sock.close()
 
 
-async def _probe_callback(url: str, key: str, monitors: MonitorSupervisor) -> None:
+async def _probe_callback(
+    url: str, key: str, ca_file: Path | None, monitors: MonitorSupervisor
+) -> None:
     """Find out whether what monitors call reaches this very server, and say so to `/readyz`."""
-    client = AsyncHTTPClient(force_instance=True)
+    ca_certs = None if ca_file is None else str(ca_file)
+    client = AsyncHTTPClient(force_instance=True, defaults={"ca_certs": ca_certs})
     pause_s = 1.0
     try:
         while True:

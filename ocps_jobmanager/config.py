@@ -198,6 +198,18 @@ def _body_size(text: str) -> int:
     return int(text)
 
 
+def _max_waiting(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+        raise ValueError("must be a number of jobs from 1 to 999999")
+    return int(text)
+
+
+def _keep_days(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(?:\.[0-9]{1,9})?", text, re.ASCII):
+        raise ValueError("must be a number of days from 0 (for ever) to 99999, such as 90 or 0.5")
+    return float(text)
+
+
 class Settings(BaseSettings):
     """What the environment says, checked. Made by `load` only.
 
@@ -323,6 +335,16 @@ class Settings(BaseSettings):
         validation_alias="OCPS_TLS_CA",
         description="the authorities in PEM that monitors check the server with",
     )
+    max_waiting: Annotated[int, BeforeValidator(_max_waiting)] = Field(
+        2000,
+        validation_alias="OCPS_MAX_WAITING",
+        description="how many jobs may wait for their data at the same time",
+    )
+    keep_days: Annotated[float, BeforeValidator(_keep_days)] = Field(
+        0.0,
+        validation_alias="OCPS_KEEP_DAYS",
+        description="days after which an ended job is removed with its files; 0: never",
+    )
     stack_setup: Annotated[Path | None, BeforeValidator(_path)] = Field(
         None,
         validation_alias="OCPS_STACK_SETUP",
@@ -404,13 +426,18 @@ def _complaint(name: str, given: Mapping[str, str], allowed: str) -> str:
     return f"{name} {is_what}: {allowed}."
 
 
+def is_loopback(listen: str) -> bool:
+    """Whether nobody but the users of this host can connect to an address (`Settings.listen`)."""
+    return listen == "localhost" or ipaddress.ip_address(listen).is_loopback
+
+
 def _off_loopback(given: Mapping[str, str]) -> list[str]:
     """What may not be with an address that others can reach."""
     try:
         listen = _address(given.get("OCPS_LISTEN", "localhost"))
     except ValueError:
         return []  # said already
-    if listen == "localhost" or ipaddress.ip_address(listen).is_loopback:
+    if is_loopback(listen):
         return []
     problems = []
     if "OCPS_API_TOKENS" not in given and given.get("OCPS_ALLOW_ANONYMOUS") != "1":

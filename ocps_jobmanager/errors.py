@@ -80,6 +80,18 @@ class TooManyWaitingError(JobManagerError):
     """As many jobs wait as may; nothing was accepted."""
 
 
+class NotAuthenticatedError(JobManagerError):
+    """It is not known who asks, and that has to be known."""
+
+
+class ForbiddenError(JobManagerError):
+    """It is not allowed to who asks."""
+
+
+class WrongHostError(JobManagerError):
+    """What was asked was meant for another server."""
+
+
 class StartupError(JobManagerError):
     """The server can't start like this. One line: what is wrong and which setting mends it."""
 

@@ -14,15 +14,19 @@ from tornado.httputil import HTTPServerRequest
 from ocps_jobmanager.answers import Refusal, UwsRefusal, WrongField
 from ocps_jobmanager.errors import (
     ConflictError,
+    ForbiddenError,
     InvalidRequestError,
     JobManagerError,
     KeyReusedError,
+    NotAuthenticatedError,
     NotFoundError,
     Problem,
     SchedulerUnavailableError,
     TooManyWaitingError,
     UnavailableError,
+    WrongHostError,
 )
+from ocps_jobmanager.handlers.auth import CHALLENGES, Access
 from ocps_jobmanager.submission import parse_json
 
 logger = logging.getLogger("main")
@@ -30,14 +34,18 @@ access_logger = logging.getLogger("tornado.access")
 
 _STATUS: Mapping[type[JobManagerError], int] = {
     InvalidRequestError: 400,
+    NotAuthenticatedError: 401,
+    ForbiddenError: 403,
     NotFoundError: 404,
     ConflictError: 409,
+    WrongHostError: 421,
     KeyReusedError: 422,
     TooManyWaitingError: 429,
     UnavailableError: 503,
     SchedulerUnavailableError: 503,
 }
 _RETRY_AFTER_S = 5
+RETRY_AFTER_STATUSES = frozenset({429, 503})
 #: A body that is too large is read to its end up to here, so that its sender sees the answer.
 _DRAIN_BYTES = 16 * 2**20
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -68,18 +76,63 @@ class ActiveRequests:
         await self._none_left.wait()
 
 
+class _AnyMethod(tuple[str, ...]):
+    """Lets an unknown method come as far as `prepare`, where it is asked for its token first."""
+
+    __slots__ = ()
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 @tornado.web.stream_request_body
 class BaseHandler(tornado.web.RequestHandler):
     """The base of all handlers.
 
     The body is taken in piece by piece, so that too large a one can be answered, not cut off.
+
+    Attributes
+    ----------
+    needs_token : bool
+        Whether a caller has to show a token, where tokens are set.
+    get_changes_something : bool
+        Whether even GET does.
+    owner : str or None
+        Who calls, by the name of the token.
     """
 
+    SUPPORTED_METHODS = _AnyMethod(tornado.web.RequestHandler.SUPPORTED_METHODS)
+    needs_token = True
+    get_changes_something = False
+    owner: str | None = None
+
     def prepare(self) -> None:
-        """Refuse a body that is announced to be far too large, before it is read."""
+        """See who calls, and refuse a body that is announced to be far too large, unread."""
         self._chunks: list[bytes] = []
         self._received = 0
         self.settings["active_requests"].add(self)
+        if self._admit():
+            self._check_body_size()
+
+    def _admit(self) -> bool:
+        """Refuse what is not for us or from nobody we know; False if it is answered already."""
+        access: Access = self.settings["access"]
+        access.check_host(self.request)
+        preflight = access.preflight_headers(self.request, self._allowed_methods())
+        if preflight is not None:
+            for name, value in preflight.items():
+                self.set_header(name, value)
+            self.set_status(204)
+            self.finish()
+            return False
+        if self.needs_token:
+            self.owner = access.owner(self.request)
+        access.check_origin(self.request, changes_something=self.get_changes_something)
+        if self.request.method not in tornado.web.RequestHandler.SUPPORTED_METHODS:
+            raise tornado.web.HTTPError(405)
+        return True
+
+    def _check_body_size(self) -> None:
         announced = self.request.headers.get("Content-Length", "0")
         if announced.isdecimal() and int(announced) > _DRAIN_BYTES:
             raise tornado.web.HTTPError(413)
@@ -128,6 +181,25 @@ class BaseHandler(tornado.web.RequestHandler):
             raise tornado.web.HTTPError(415)
         return parse_json(body)
 
+    def idempotency_key(self) -> str | None:
+        """Give the ``Idempotency-Key``; None if there is none.
+
+        Raises
+        ------
+        InvalidRequestError
+            It is no key, or there are several.
+        """
+        values = self.request.headers.get_list("Idempotency-Key")
+        if not values:
+            return None
+        key = _header_text(values[0])
+        if len(values) > 1:
+            raise InvalidRequestError([Problem("Idempotency-Key", "is given more than once")])
+        if not 1 <= len(key) <= 255 or not key.isprintable():
+            why = "must be 1 to 255 printable characters"
+            raise InvalidRequestError([Problem("Idempotency-Key", why)])
+        return key
+
     def query(self, name: str) -> str | None:
         """Give the last value of a query parameter, trimmed; None if there is none."""
         value: str | None = self.get_query_argument(name, None)
@@ -144,6 +216,8 @@ class BaseHandler(tornado.web.RequestHandler):
         self.set_header("Server", "ocps-jobmanager")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
+        for name, value in self.settings["access"].cors_headers(self.request).items():
+            self.set_header(name, value)
 
     def compute_etag(self) -> str | None:
         """Give none: answers are small and change."""
@@ -171,9 +245,12 @@ class BaseHandler(tornado.web.RequestHandler):
                 problems = error.problems
         else:
             message = self._message(status_code)
+        if status_code == 401:
+            for challenge in CHALLENGES:
+                self.add_header("WWW-Authenticate", challenge)
         if status_code == 405:
             self.set_header("Allow", ", ".join(self._allowed_methods()))
-        if status_code in {429, 503}:
+        if status_code in RETRY_AFTER_STATUSES:
             self.set_header("Retry-After", str(_RETRY_AFTER_S))
         body = self.error_body(message)
         if problems:
@@ -228,7 +305,8 @@ class UnknownPathHandler(BaseHandler):
     def prepare(self) -> None:
         """Answer 404, whatever the method."""
         super().prepare()
-        raise tornado.web.HTTPError(404)
+        if not self._finished:
+            raise tornado.web.HTTPError(404)
 
     def error_body(self, message: str) -> Mapping[str, object]:
         """Answer a UWS client in its words."""
@@ -244,6 +322,14 @@ class Application(tornado.web.Application):
         """Find the handler of the path, its doubled slashes gone."""
         request.path = re.sub("/{2,}", "/", request.path)
         return super().find_handler(request, **kwargs)
+
+
+def _header_text(value: str) -> str:
+    """A header's value; Tornado takes every byte for a character, most clients send UTF-8."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def log_request(handler: tornado.web.RequestHandler) -> None:

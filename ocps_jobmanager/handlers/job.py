@@ -22,8 +22,8 @@ from ocps_jobmanager.manager import CATEGORIES, JobManager
 from ocps_jobmanager.models import Job, JobEvent
 from ocps_jobmanager.times import iso, iso_or_none
 
-_DEFAULT_LIMIT = 100
-_LARGEST_LIMIT = 1000
+DEFAULT_LIMIT = 100
+LARGEST_LIMIT = 1000
 #: SQLite's integers end here; a page can't begin behind it.
 _LARGEST_CURSOR = 2**63 - 1
 
@@ -38,8 +38,11 @@ class JobHandler(BaseHandler):
 
     async def post(self) -> None:
         """Accept a job; the answer means that it is durable."""
-        job = await self._manager.submit(self.json_body())
-        self.write_json(SubmitAnswer(status="ok", msg="", job_id=job.id, cluster_id=job.cluster_id))
+        job = await self._manager.submit(
+            self.json_body(), owner=self.owner, key=self.idempotency_key()
+        )
+        # A repetition gets the first answer, and then no job was in the queue yet.
+        self.write_json(SubmitAnswer(status="ok", msg="", job_id=job.id, cluster_id=None))
 
     async def get(self) -> None:
         """Tell all about a job."""
@@ -69,7 +72,7 @@ class JobListHandler(BaseHandler):
         """List a page of job ids, newest first."""
         if (states := CATEGORIES.get(category.strip())) is None:
             raise NotFoundError(f"There is no such category; there are {', '.join(CATEGORIES)}.")
-        limit = self._number("limit", _LARGEST_LIMIT) or _DEFAULT_LIMIT
+        limit = self._number("limit", LARGEST_LIMIT) or DEFAULT_LIMIT
         before_seq = self._number("cursor", _LARGEST_CURSOR)
         page = await self._manager.list_ids(states, limit=limit + 1, before_seq=before_seq)
         ids = [job_id for _, job_id in page[:limit]]

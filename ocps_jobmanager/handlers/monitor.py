@@ -4,6 +4,8 @@ import secrets
 from collections.abc import Mapping
 from urllib.parse import parse_qs
 
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
 from ocps_jobmanager.answers import CallbackAnswer, CallbackRefusal
 from ocps_jobmanager.errors import InvalidRequestError, Problem
 from ocps_jobmanager.handlers.base import BaseHandler
@@ -14,8 +16,17 @@ from ocps_jobmanager.models import JobState
 _LAUNCH_WAIT_S = 2.0
 
 
+class CallbackBody(TypedDict):
+    """What a callback may have in its body, in place of the query."""
+
+    id: str
+
+
 class MonitorCompleteHandler(BaseHandler):
     """``GET`` and ``POST /monitor/complete?id=<secret key>``."""
+
+    needs_token = False  # the key is one
+    get_changes_something = True
 
     def initialize(self, manager: JobManager, probe_key: str) -> None:
         """Take what it works with.

@@ -11,6 +11,8 @@ from ocps_jobmanager.times import iso
 class HealthzHandler(BaseHandler):
     """``GET /healthz``."""
 
+    needs_token = False
+
     async def get(self) -> None:
         """Answer: the event loop turns."""
         self.write_json(Done(status="ok", msg=""))

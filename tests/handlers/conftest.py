@@ -11,6 +11,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.ioloop import IOLoop
 
 from ocps_jobmanager.app import AppParts, make_app
+from ocps_jobmanager.handlers.auth import Access
 from ocps_jobmanager.handlers.base import Application
 from ocps_jobmanager.times import utc_now
 from tests.world import World
@@ -38,7 +39,13 @@ def world(tmp_path: Path, io_loop: IOLoop) -> Iterator[World]:
 
 
 @pytest.fixture
-def app(world: World) -> Application:
+def access() -> Access:
+    """Everybody may call."""
+    return Access.build(tokens=None, urls=["http://localhost:8080/api/v1"])
+
+
+@pytest.fixture
+def app(world: World, access: Access) -> Application:
     parts = AppParts(
         manager=world.manager,
         layout=world.layout,
@@ -46,7 +53,7 @@ def app(world: World) -> Application:
         probe_key=PROBE_KEY,
         clock=utc_now,
     )
-    return make_app(parts, base_path="/api/v1", max_body=2**20, redact=True)
+    return make_app(parts, access=access, base_path="/api/v1", max_body=2**20, redact=True)
 
 
 @pytest.fixture
