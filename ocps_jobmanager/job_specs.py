@@ -1,5 +1,6 @@
 """Job types: what ``job_specs.yaml`` declares, checked whole before anything runs."""
 
+import math
 import os
 import re
 import stat
@@ -12,8 +13,9 @@ from typing import NamedTuple
 
 import yaml
 
+from ocps_jobmanager.config import parse_duration
 from ocps_jobmanager.errors import StartupError, did_you_mean, shown
-from ocps_jobmanager.models import Resources
+from ocps_jobmanager.models import Limits, Resources
 
 _MAX_FILE_BYTES = 256 * 1024
 _MAX_SCRIPT_BYTES = 16 * 1024 * 1024
@@ -33,6 +35,9 @@ _FOR_GETENV = frozenset({"OCPS_STACK_SETUP"})
 _HTCONDORS = frozenset({"TMPDIR", "TEMP", "TMP", "BATCH_SYSTEM", "CUDA_VISIBLE_DEVICES"})
 
 _RESOURCES = ("request_cpus", "request_memory", "request_disk")
+_LIMITS = ("max_run_time", "hold_limit", "max_retries")
+_LONGEST_S = 365 * 86400
+_MOST_RETRIES = 100
 
 _STR = "tag:yaml.org,2002:str"
 _INT = "tag:yaml.org,2002:int"
@@ -64,6 +69,7 @@ class JobType:
     getenv: tuple[str, ...]
     data: tuple[str, ...] | None
     resources: Resources
+    limits: Limits = Limits()
 
 
 class JobSpecsError(StartupError):
@@ -216,7 +222,7 @@ class _Checker:
         parts = self._mapping(
             entry.value,
             where,
-            allowed=("description", "script", "env", "getenv", "data", *_RESOURCES),
+            allowed=("description", "script", "env", "getenv", "data", *_RESOURCES, *_LIMITS),
         )
         values = {key: part.value for key, part in parts.items()}
         env = self._variables(values.get("env"), f"{where}: env")
@@ -244,6 +250,7 @@ class _Checker:
                 ),
                 disk_kb=self._size(values.get("request_disk"), f"{where}: request_disk", 1),
             ),
+            limits=self._limits(values, where),
         )
 
     def _variables(
@@ -287,6 +294,40 @@ class _Checker:
                 f"{where} must be [] (launch at once); without it a job waits for <job_id>.dat",
             )
         return ()
+
+    def _limits(self, values: Mapping[str, yaml.Node], where: str) -> Limits:
+        run_time = self._duration(values.get("max_run_time"), f"{where}: max_run_time")
+        hold = self._duration(values.get("hold_limit"), f"{where}: hold_limit")
+        return Limits(
+            max_run_time_s=run_time,
+            hold_limit_s=Limits.hold_limit_s if hold is None else hold,
+            max_retries=self._retries(values.get("max_retries"), f"{where}: max_retries"),
+        )
+
+    def _duration(self, node: yaml.Node | None, where: str) -> int | None:
+        """Whole seconds, rounded up."""
+        if node is None:
+            return None
+        try:
+            seconds = parse_duration(node.value if isinstance(node, yaml.ScalarNode) else "")
+        except ValueError:
+            seconds = 0.0
+        if 1.0 <= seconds <= _LONGEST_S:
+            return math.ceil(seconds)
+        self._note(
+            node, f"{where} must be a duration such as 90s, 15m or 2h, from 1s to a year (8760h)"
+        )
+        return None
+
+    def _retries(self, node: yaml.Node | None, where: str) -> int:
+        if node is None:
+            return 0
+        if node.tag == _INT and re.fullmatch("0|[1-9][0-9]{0,2}", str(node.value)):
+            retries = int(node.value)
+            if retries <= _MOST_RETRIES:
+                return retries
+        self._note(node, f"{where} must be a whole number from 0 to {_MOST_RETRIES}")
+        return 0
 
     def _cpus(self, node: yaml.Node | None, where: str) -> int | None:
         if node is None:

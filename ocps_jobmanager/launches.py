@@ -58,4 +58,5 @@ class LaunchPad:
             err=logs.err,
             log=logs.log,
             resources=job.resources,
+            limits=job.limits,
         )

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Protocol
 
 from ocps_jobmanager.health import Health
-from ocps_jobmanager.models import Resources
+from ocps_jobmanager.models import Limits, Resources
+
+
+#: The codes with which a scheduler says that it ended a job itself, for a limit that the request set:
+#: for its `max_run_time_s`, or for its `hold_limit_s`.
+RAN_TOO_LONG = 4243
+HELD_TOO_LONG = 4244
+#: How much later than the limit a scheduler does that: the Job Manager comes first if it is there.
+BACKSTOP_S = 120
 
 
 class SchedulerStatus(Enum):
@@ -49,6 +57,9 @@ class LaunchRequest:
         Where the job starts; exists.
     out, err, log : pathlib.Path
         Standard output, standard error, user log; they exist, with their mode, and may be written.
+    limits : Limits
+        The scheduler runs the script again, up to `max_retries` times, while it ends otherwise than
+        with exit code 0. The other limits it enforces only `BACKSTOP_S` after they are over.
     """
 
     job_id: str
@@ -59,6 +70,7 @@ class LaunchRequest:
     err: Path
     log: Path
     resources: Resources
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +84,8 @@ class SchedulerJob:
     reason : str or None
         Why it is held or was removed, in the scheduler's words.
     reason_code : int or None
-        With ``REMOVED``: the code that the remover gave, so that our own are recognised.
+        With ``REMOVED``: the code that the remover gave, so that our own are recognised; or
+        `RAN_TOO_LONG` or `HELD_TOO_LONG`.
     memory_mb : int or None
         Peak, MiB.
     time_queued, time_started, time_completed : datetime or None

@@ -10,7 +10,12 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from ocps_jobmanager.schedulers.base import SchedulerJob, SchedulerStatus
+from ocps_jobmanager.schedulers.base import (
+    HELD_TOO_LONG,
+    RAN_TOO_LONG,
+    SchedulerJob,
+    SchedulerStatus,
+)
 from ocps_jobmanager.times import from_epoch
 
 #: An ad as a child process sends it: numbers, strings, booleans, nested ads. What is undefined is
@@ -21,6 +26,9 @@ Ad = Mapping[str, Any]
 JOB_ID = "OcpsJobId"
 #: And the name of the shared event log that the job writes to.
 EVENT_LOG = "OcpsEventLog"
+#: Two limits of the job, seconds; of the first also ``undefined``.
+MAX_RUN_TIME = "OcpsMaxRunTime"
+HOLD_LIMIT = "OcpsHoldLimit"
 
 #: What is asked of the queue and the history, and what the shared event log carries.
 ATTRIBUTES = (
@@ -73,6 +81,7 @@ _IN_QUEUE: Mapping[int | None, SchedulerStatus] = MappingProxyType(
     }
 )
 _BEING_REMOVED = 3
+_HELD = 5
 #: ``JobStatus`` in the history, where jobs are that have left the queue.
 _IN_HISTORY: Mapping[int, SchedulerStatus] = MappingProxyType(
     {3: SchedulerStatus.REMOVED, 4: SchedulerStatus.COMPLETED}
@@ -108,6 +117,8 @@ _STARTED = frozenset(
 
 # HTCondor keeps the text of a removal's reason and drops its code, so the code travels in the text.
 _REMOVE_REASON = re.compile(r"(?P<reason>.*) \[OCPS (?P<code>-?\d+)\](?: \(by user .*\))?", re.S)
+# What the schedd says where it does not take the reason from the job's own ``PeriodicRemoveReason``.
+_PERIODIC_REMOVE = re.compile(rf".*\bPeriodicRemove\b.*\b{MAX_RUN_TIME}\b.*", re.S)
 
 
 def remove_reason(reason: str, code: int) -> str:
@@ -203,6 +214,8 @@ def _reason(ad: Ad, status: SchedulerStatus) -> tuple[str | None, int | None]:
     reason = ad.get("RemoveReason")
     if reason is not None and (ours := _REMOVE_REASON.fullmatch(reason)) is not None:
         return ours["reason"], int(ours["code"])
+    if reason is not None and _PERIODIC_REMOVE.fullmatch(reason) is not None:
+        return reason, HELD_TOO_LONG if ad.get("LastJobStatus") == _HELD else RAN_TOO_LONG
     return reason, None
 
 

@@ -21,8 +21,21 @@ from pathlib import Path
 
 from ocps_jobmanager.errors import LaunchRefusedError
 from ocps_jobmanager.models import Resources
-from ocps_jobmanager.schedulers.base import LaunchRequest
-from ocps_jobmanager.schedulers.condor_ads import ATTRIBUTES, EVENT_LOG, JOB_ID, quoted
+from ocps_jobmanager.schedulers.base import (
+    BACKSTOP_S,
+    HELD_TOO_LONG,
+    RAN_TOO_LONG,
+    LaunchRequest,
+)
+from ocps_jobmanager.schedulers.condor_ads import (
+    ATTRIBUTES,
+    EVENT_LOG,
+    HOLD_LIMIT,
+    JOB_ID,
+    MAX_RUN_TIME,
+    quoted,
+    remove_reason,
+)
 
 #: How long a finished job stays in the queue, seconds: so that a look there tells how it ended.
 KEEP_S = 600
@@ -31,6 +44,25 @@ VACATE_S = 30
 
 #: Of ``NAME=VALUE``, bytes: what Linux passes to a program (MAX_ARG_STRLEN with its closing NUL).
 _MAX_PAIR = 131_071
+
+_RUNS_TOO_LONG = (
+    f"{MAX_RUN_TIME} =!= undefined && member(JobStatus, {{2, 6, 7}})"
+    f" && time() - JobCurrentStartDate > {MAX_RUN_TIME} + {BACKSTOP_S}"
+)
+_IS_HELD_TOO_LONG = (
+    f"JobStatus == 5 && time() - EnteredCurrentStatus > {HOLD_LIMIT} + {BACKSTOP_S}"
+)
+#: Ends a job that is past its limits if no server does. The schedd evaluates it every minute.
+#: ``PeriodicRemoveReason`` has no submit command, but counts (measured with 23.9).
+_BACKSTOP = {
+    f"MY.{MAX_RUN_TIME}": "$(ocps_max_run_time)",
+    f"MY.{HOLD_LIMIT}": "$(ocps_hold_limit)",
+    "periodic_remove": f"({_RUNS_TOO_LONG}) || ({_IS_HELD_TOO_LONG})",
+    "MY.PeriodicRemoveReason": (
+        f"ifThenElse(JobStatus == 5, {quoted(remove_reason('It was held too long.', HELD_TOO_LONG))}"
+        f", {quoted(remove_reason('It ran too long.', RAN_TOO_LONG))})"
+    ),
+}
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]+")
 _UNCARRIABLE = re.compile("[\0\n\r\x1f\ud800-\udfff]")
@@ -65,6 +97,9 @@ def description(resources: Resources, event_log: Path) -> dict[str, str]:
         "dagman_log": _path(event_log),
         f"MY.{EVENT_LOG}": quoted(event_log.name),
         "job_ad_information_attrs": ", ".join(ATTRIBUTES),
+        # Also after a signal; each start finds empty output files.
+        "max_retries": "$(ocps_max_retries)",
+        **_BACKSTOP,
     }
     for command, wanted in (
         ("request_cpus", resources.cpus),
@@ -86,6 +121,7 @@ def item(request: LaunchRequest) -> dict[str, str]:
     """
     if not _JOB_ID.fullmatch(request.job_id):
         raise LaunchRefusedError("HTCondor can't be given such a job id.")
+    limits, run_time_s = request.limits, request.limits.max_run_time_s
     return {
         "ocps_job_id": request.job_id,
         "ocps_executable": _path(request.executable),
@@ -94,6 +130,9 @@ def item(request: LaunchRequest) -> dict[str, str]:
         "ocps_out": _path(request.out),
         "ocps_err": _path(request.err),
         "ocps_log": _path(request.log),
+        "ocps_max_retries": str(limits.max_retries),
+        "ocps_max_run_time": "undefined" if run_time_s is None else str(run_time_s),
+        "ocps_hold_limit": str(limits.hold_limit_s),
         "ocps_end": "z",
     }
 
