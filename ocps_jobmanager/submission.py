@@ -37,6 +37,8 @@ _REFUSED = re.compile("[\0\n\r\x1f\ud800-\udfff]")
 _REFUSED_NAMES = MappingProxyType(
     {"\0": "NUL", "\n": "a newline", "\r": "a carriage return", "\x1f": "a unit separator (\\x1f)"}
 )
+#: The same for those who read the interface's description; JSON Schema knows no surrogates.
+_PASSABLE_PATTERN = r"^[^\u0000\n\r\u001f]*$"
 #: In JSON text that is UTF-8, only an escape can make a surrogate.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -241,11 +243,19 @@ class SubmitBody(BaseModel):
     type: str = Field(description="A job type in job_specs.yaml.")
     env: dict[
         str,
-        Annotated[str, PlainValidator(_env_value), WithJsonSchema({"type": ["string", "number"]})],
+        Annotated[
+            str,
+            PlainValidator(_env_value),
+            WithJsonSchema(
+                {"anyOf": [{"type": "string", "pattern": _PASSABLE_PATTERN}, {"type": "number"}]}
+            ),
+        ],
     ] = Field(description="Exactly the variables that the job type declares.")
-    log_dir: Annotated[str, AfterValidator(_passable)] = Field(
-        description="Where <job_id>.out, .err and .log go, relative to the work directory."
-    )
+    log_dir: Annotated[
+        str,
+        AfterValidator(_passable),
+        WithJsonSchema({"type": "string", "minLength": 1, "pattern": _PASSABLE_PATTERN}),
+    ] = Field(description="Where <job_id>.out, .err and .log go, relative to the work directory.")
     run_id: Annotated[
         str | None,
         BeforeValidator(_label),  # refuses None: None is only what is not there
