@@ -10,6 +10,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ocps_jobmanager.changes import Changes
@@ -21,11 +22,13 @@ from ocps_jobmanager.errors import (
     NotFoundError,
     SchedulerUnavailableError,
 )
+from ocps_jobmanager.idempotency import Turns, idempotency_key
 from ocps_jobmanager.job_specs import JobType
 from ocps_jobmanager.launches import LaunchPad
 from ocps_jobmanager.models import (
     FINAL_STATES,
     QUEUE_STATES,
+    IdempotencyKey,
     Job,
     JobEvent,
     JobState,
@@ -52,13 +55,29 @@ CATEGORIES: Mapping[str, frozenset[JobState]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On which jobs are accepted.
+
+    Attributes
+    ----------
+    key_is_job_id : bool
+        Make a monitor's key the job's id, as the first demonstration did. Job ids are public.
+    max_waiting : int or None
+        How many jobs may wait for their data at the same time; None: any number.
+    """
+
+    key_is_job_id: bool = False
+    max_waiting: int | None = None
+
+
 class JobManager:
     """Accepts jobs, has them wait for their data, launches them once, follows them to their end.
 
     Parameters
     ----------
-    key_is_job_id : bool
-        Make a monitor's key the job's id, as the first demonstration did. Job ids are public.
+    terms : Terms
+        On which jobs are accepted.
     """
 
     def __init__(
@@ -70,7 +89,7 @@ class JobManager:
         code: CodeStore,
         pad: LaunchPad,
         job_types: Mapping[str, JobType],
-        key_is_job_id: bool = False,
+        terms: Terms = Terms(),
         clock: Clock = utc_now,
     ) -> None:
         self._store = store
@@ -79,7 +98,8 @@ class JobManager:
         self._code = code
         self._pad = pad
         self._job_types = job_types
-        self._key_is_job_id = key_is_job_id
+        self._terms = terms
+        self._turns = Turns()
         self._clock = clock
         self._changes = Changes()
         self._reconciler = Reconciler(self._reconcile)
@@ -96,13 +116,19 @@ class JobManager:
         if unfinished:
             logger.info("%d unfinished jobs taken up again", len(unfinished))
 
+    def replace_job_types(self, job_types: Mapping[str, JobType]) -> None:
+        """Accept jobs of these types from now on; those accepted before keep what they have."""
+        self._job_types = job_types
+
     async def close(self) -> None:
         """Stop where things stand. The jobs themselves go on."""
         await self._reconciler.close()
 
     # What clients ask --------------------------------------------------------------------------
 
-    async def submit(self, body: object, *, owner: str | None = None) -> Job:
+    async def submit(
+        self, body: object, *, owner: str | None = None, key: str | None = None
+    ) -> Job:
         """Accept a job: validate it, take its code, and store it durably.
 
         Parameters
@@ -111,14 +137,29 @@ class JobManager:
             The parsed JSON of ``POST /job``.
         owner : str or None
             Who submits it.
+        key : str or None
+            The ``Idempotency-Key``: the same owner's same key is the same job. What was accepted
+            once is not looked at again, whatever has become of its type or its log directory.
 
         Raises
         ------
         InvalidRequestError
             With all that is wrong.
+        KeyReusedError
+            The key was used for another body.
+        TooManyWaitingError
+            As many jobs wait as may.
         UnavailableError
             The script or the database can't be had now; nothing was accepted.
         """
+        if key is None:
+            return await self._accept(body, owner, None)
+        known_by = idempotency_key(owner, key, body)
+        async with self._turns.of((known_by.owner, key)):
+            job = await self._store.by_idempotency_key(known_by)
+            return job or await self._accept(body, owner, known_by)
+
+    async def _accept(self, body: object, owner: str | None, key: IdempotencyKey | None) -> Job:
         submission = await self._check(body)
         log_dirs = self._pad.log_dirs
         log_dir = await asyncio.to_thread(log_dirs.resolve, submission.log_dir)
@@ -131,7 +172,7 @@ class JobManager:
                 type=submission.type.name,
                 run_id=submission.run_id,
                 owner=owner,
-                monitor_key=job_id if self._key_is_job_id else secrets.token_hex(16),
+                monitor_key=job_id if self._terms.key_is_job_id else secrets.token_hex(16),
                 state=JobState.SUBMITTING if data == () else JobState.WAITING,
                 env=submission.env,
                 getenv=submission.type.getenv,
@@ -140,7 +181,9 @@ class JobManager:
                 resources=submission.type.resources,
                 log_dir=log_dir,
                 time_submitted=self._clock(),
-            )
+            ),
+            key=key,
+            max_waiting=self._terms.max_waiting,
         )
         self._reconciler.enqueue(job.id)
         return job

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ocps_jobmanager.errors import ConflictError, InvalidRequestError, NotFoundError
+from ocps_jobmanager.manager import Terms
 from ocps_jobmanager.models import JobState, Resources
 from ocps_jobmanager.schedulers.base import SchedulerStatus
 from tests.fakes import (
@@ -110,7 +111,7 @@ def test_an_unknown_key_launches_nothing(tmp_path: Path) -> None:
 
 def test_the_key_can_be_the_job_id_as_in_the_first_demonstration(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with World(tmp_path, key_is_job_id=True) as world:
+        async with World(tmp_path, terms=Terms(key_is_job_id=True)) as world:
             job = await world.submit()
             assert (await world.manager.data_arrived(job.id)).state is not S.WAITING
 

@@ -8,14 +8,10 @@ import hmac
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import sqlalchemy as sa
 
-from ocps_jobmanager.errors import (
-    KeyReusedError,
-    TooManyWaitingError,
-)
+from ocps_jobmanager.errors import KeyReusedError, TooManyWaitingError
 from ocps_jobmanager.health import Health
 from ocps_jobmanager.models import (
     FINAL_STATES,
@@ -32,10 +28,9 @@ from ocps_jobmanager.store.database import Database
 from ocps_jobmanager.store.rows import event_of, job_of, sha256, values_of
 from ocps_jobmanager.times import Clock, utc_now
 
-T = TypeVar("T")
-
 #: SQLite takes a limited number of parameters in one statement.
 _IDS_AT_A_TIME = 500
+_ENDED = tuple(state.value for state in FINAL_STATES)
 
 
 class JobStore:
@@ -182,7 +177,7 @@ class JobStore:
                 sa.update(schema.job)
                 .where(
                     schema.job.c.id == job_id,
-                    schema.job.c.state.not_in([state.value for state in FINAL_STATES]),
+                    schema.job.c.state.not_in(_ENDED),
                     schema.job.c.removal_state.is_(None),
                 )
                 .values(removal_state=removal.final_state.value, removal_reason=removal.reason)
@@ -191,6 +186,20 @@ class JobStore:
             return None if job is None or job.is_final else job
 
         return await self._database.write(request)
+
+    async def delete_ended(self, job_ids: Sequence[str]) -> None:
+        """Delete jobs with their history and their idempotency keys; those that have ended only."""
+
+        def delete(connection: sa.Connection) -> None:
+            chosen = sa.select(schema.job.c.id).where(
+                schema.job.c.id.in_(job_ids), schema.job.c.state.in_(_ENDED)
+            )
+            ended = [row.id for row in connection.execute(chosen)]
+            for table in (schema.job_event, schema.idempotency_key):
+                connection.execute(sa.delete(table).where(table.c.job_id.in_(ended)))
+            connection.execute(sa.delete(schema.job).where(schema.job.c.id.in_(ended)))
+
+        await self._database.write(delete)
 
     async def next_cluster_id(self) -> int:
         """A number that was never given before: 1, 2, 3, …, also across restarts."""
@@ -254,8 +263,7 @@ class JobStore:
 
     async def unfinished(self) -> list[Job]:
         """All jobs that have not ended, oldest first."""
-        ended = [state.value for state in FINAL_STATES]
-        living = [state.value for state in JobState if state.value not in ended]
+        living = [state.value for state in JobState if state not in FINAL_STATES]
 
         def select(connection: sa.Connection) -> list[Job]:
             rows = connection.execute(
@@ -266,6 +274,41 @@ class JobStore:
             return [job_of(row) for row in rows]
 
         return await self._database.read(select)
+
+    async def unfinished_among(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are of jobs which have not ended."""
+
+        def select(connection: sa.Connection) -> set[str]:
+            found: set[str] = set()
+            for start in range(0, len(job_ids), _IDS_AT_A_TIME):
+                some = job_ids[start : start + _IDS_AT_A_TIME]
+                query = sa.select(schema.job.c.id).where(
+                    schema.job.c.id.in_(some), schema.job.c.state.not_in(_ENDED)
+                )
+                found.update(row.id for row in connection.execute(query))
+            return found
+
+        return await self._database.read(select)
+
+    async def ended_before(self, time: datetime, *, after: Job | None, limit: int) -> list[Job]:
+        """Jobs that had ended by then, in the order of their ends.
+
+        Parameters
+        ----------
+        after : Job or None
+            The last one of the page before.
+        limit : int
+            At most so many.
+        """
+        end, seq = schema.job.c.time_completed, schema.job.c.seq
+        query = sa.select(schema.job).where(schema.job.c.state.in_(_ENDED), end <= time)
+        if after is not None:
+            last = after.time_completed
+            query = query.where(sa.or_(end > last, sa.and_(end == last, seq > after.seq)))
+        query = query.order_by(end, seq).limit(limit)
+        return await self._database.read(
+            lambda connection: [job_of(row) for row in connection.execute(query)]
+        )
 
     async def list_ids(
         self, states: Collection[JobState], *, limit: int, before_seq: int | None
