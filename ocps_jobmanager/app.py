@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tornado.httpserver
+import tornado.web
 from tornado.httpclient import AsyncHTTPClient
 
 from ocps_jobmanager.code import CodeStore
@@ -35,13 +36,14 @@ from ocps_jobmanager.handlers.base import (
     UnknownPathHandler,
     log_request,
 )
+from ocps_jobmanager.handlers.http_server import HttpServer
 from ocps_jobmanager.handlers.job import JobHandler, JobListHandler
 from ocps_jobmanager.handlers.monitor import MonitorCompleteHandler
 from ocps_jobmanager.handlers.openapi import OpenApiHandler, openapi_json
 from ocps_jobmanager.handlers.service import HealthzHandler, ReadyzHandler
 from ocps_jobmanager.handlers.uws import UwsJobHandler
 from ocps_jobmanager.health import Health
-from ocps_jobmanager.job_specs import JobType, load_job_types
+from ocps_jobmanager.job_specs import JobType, changes_between, load_job_types
 from ocps_jobmanager.launches import LaunchPad
 from ocps_jobmanager.layout import Layout
 from ocps_jobmanager.locks import try_lock
@@ -50,9 +52,11 @@ from ocps_jobmanager.machine import choose_scheduler, require_local_state_dir
 from ocps_jobmanager.manager import JobManager, Terms
 from ocps_jobmanager.monitors import MonitorSupervisor
 from ocps_jobmanager.processes import Spawner
+from ocps_jobmanager.restarts import Note
 from ocps_jobmanager.schedulers.base import Scheduler
 from ocps_jobmanager.schedulers.htcondor import HTCondorScheduler
 from ocps_jobmanager.schedulers.local import LocalScheduler
+from ocps_jobmanager.sockets import Inheritance, bind, close_all, duplicates, require_loopback
 from ocps_jobmanager.store import JobStore
 from ocps_jobmanager.times import Clock, utc_now
 from ocps_jobmanager.tls import check_authorities, server_context
@@ -62,10 +66,6 @@ logger = logging.getLogger("main")
 
 #: How long a shutdown waits for requests that are being answered.
 _FINISH_REQUESTS_S = 3.0
-#: Two sockets are to have the same free port; it may take a few attempts.
-_PORT_ATTEMPTS = 20
-#: As many monitors may call at the same moment without one being turned away.
-_BACKLOG = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +136,31 @@ class Server:
     ----------
     environ : mapping of str to str
         The environment that the settings come from, for HTCondor and for job types' ``getenv``.
+    inheritance : Inheritance
+        The sockets that were open for it when its process began.
     """
 
     def __init__(
-        self, settings: Settings, environ: Mapping[str, str], *, clock: Clock = utc_now
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        inheritance: Inheritance | None = None,
+        clock: Clock = utc_now,
     ) -> None:
         self._settings = settings
         self._environ = environ
         self._clock = clock
         self._layout = layout(settings)
         self._stack = contextlib.AsyncExitStack()
+        self._inheritance = inheritance or Inheritance()
+        self._listening: tuple[socket.socket, ...] = ()
+        self._kept: tuple[socket.socket, ...] = ()
+        self._http: HttpServer | None = None
+        self._note = Note.of_this_process()
+        self._lock: int | None = None
+        self._manager: JobManager | None = None
+        self._job_types: Mapping[str, JobType] = {}
         self._tls: ssl.SSLContext | None = None
         self.port = 0
         """The port that it listens on, once started."""
@@ -162,6 +177,7 @@ class Server:
         """
         try:
             await self._start()
+            await self._write_note(dataclasses.replace(self._note, ready=True))
         except BaseException:
             await self.stop()
             raise
@@ -173,16 +189,74 @@ class Server:
         """
         await self._stack.aclose()
 
+    def keep_sockets(self) -> None:
+        """Have `stop`, which is to be called next, leave the sockets open for a successor."""
+        self._kept = duplicates(self._listening)
+
+    @property
+    def bequest(self) -> Inheritance:
+        """What a successor inherits, so far; see `keep_sockets`."""
+        connections = () if self._http is None else tuple(self._http.kept)
+        return Inheritance(listening=self._kept, connections=connections)
+
+    async def reload(self) -> None:
+        """Read the job types and the tokens again; what can't be used stays as it was.
+
+        Jobs that were accepted before keep what they were accepted with.
+        """
+        assert self._manager is not None, "started"
+        try:
+            job_types = await asyncio.to_thread(load_job_types, self._settings.job_specs)
+        except StartupError as error:
+            for line in str(error).splitlines():
+                logger.error("%s", line)
+            logger.error("The job types can't be used like this; those from before stay in force.")
+        else:
+            logger.info("%s", changes_between(self._job_types, job_types))
+            self._job_types = job_types
+            self._manager.replace_job_types(job_types)
+        if self.tokens is not None:
+            logger.info("%s", await asyncio.to_thread(self.tokens.reload))
+
+    async def may_restart(self) -> bool:
+        """Whether a successor would get as far as this one, by what can be seen of it now.
+
+        If not, that is logged, and noted for who asked.
+        """
+        try:
+            await asyncio.to_thread(_check_files, self._settings)
+        except StartupError as error:
+            logger.error("No restart, because it would fail:")
+            for line in str(error).splitlines():
+                logger.error("%s", line)
+            await self._write_note(self._note.with_refusal(str(error)))
+            return False
+        return True
+
+    async def _write_note(self, note: Note) -> None:
+        self._note = note
+        if self._lock is not None:
+            await asyncio.to_thread(self._note.write, self._lock)
+
+    def _listen(self) -> None:
+        settings = self._settings
+        self._stack.callback(self._inheritance.close)
+        self._listening = self._inheritance.listening
+        if not self._listening:
+            self._listening = tuple(bind(settings.listen, settings.api_port))
+            self._stack.callback(close_all, self._listening)
+        elif is_loopback(settings.listen) and not (settings.api_tokens or settings.allow_anonymous):
+            require_loopback(self._listening)
+        self.port = self._listening[0].getsockname()[1]
+
     async def _start(self) -> None:
         settings = self._settings
         require_descriptors(settings.max_waiting)
         choice, why = choose_scheduler(settings, self._environ)
         await asyncio.to_thread(self._read_secrets)
         await self._take_state_dir()
-        job_types = await asyncio.to_thread(load_job_types, settings.job_specs)
-        sockets = _bind(settings.listen, settings.api_port)
-        self._stack.callback(_close_all, sockets)
-        self.port = sockets[0].getsockname()[1]
+        self._job_types = await asyncio.to_thread(load_job_types, settings.job_specs)
+        self._listen()
         at = f"{settings.api_domain}:{self.port}{settings.api_basepath}"
         logger.info("Running at %s", at)
         logger.info("Jobs are run by %s: %s.", choice.value, why)
@@ -197,7 +271,8 @@ class Server:
         scheduler = self._make_scheduler(choice, store, spawner, cores)
         monitor_url = settings.monitor_url or f"{settings.url(self.port)}/monitor/complete"
         monitors = self._make_monitors(spawner, monitor_url)
-        manager = await self._make_manager(store, scheduler, monitors, job_types)
+        manager = await self._make_manager(store, scheduler, monitors)
+        self._manager = manager
         self._stack.push_async_callback(_close_parts, manager, monitors, scheduler)
         await scheduler.start(manager.take_news)
         await manager.start()
@@ -213,7 +288,7 @@ class Server:
             probe_key=secrets.token_hex(16),
             clock=self._clock,
         )
-        self._serve(parts, sockets, monitor_url)
+        self._serve(parts, monitor_url)
         probe = asyncio.create_task(
             _probe_callback(monitor_url, parts.probe_key, settings.tls_ca, monitors),
             name="probe of the callback",
@@ -234,8 +309,10 @@ class Server:
         await asyncio.to_thread(_prepare_directories, self._settings, self._layout)
         lock = await asyncio.to_thread(_lock_state, self._layout)
         self._stack.callback(os.close, lock)
+        self._lock = lock
+        await self._write_note(self._note)
 
-    def _serve(self, parts: AppParts, sockets: list[socket.socket], monitor_url: str) -> None:
+    def _serve(self, parts: AppParts, monitor_url: str) -> None:
         app = make_app(
             parts,
             access=Access.build(
@@ -250,16 +327,26 @@ class Server:
             redact=self._settings.monitor_key is not MonitorKey.JOB_ID,
         )
         # Bodies are limited by the handlers, which answer; Tornado would only hang up.
-        http = tornado.httpserver.HTTPServer(app, ssl_options=self._tls, max_body_size=2**62)
-        self._stack.push_async_callback(_stop_http, http, app)
-        http.add_sockets(sockets)
+        http = HttpServer(app, ssl_options=self._tls, max_body_size=2**62)
+        self._stack.push_async_callback(self._stop_http, http, app)
+        http.add_sockets(self._listening)
+        for connection in self._inheritance.connections:
+            http.adopt(connection)
+        self._http = http
+
+    async def _stop_http(self, http: HttpServer, app: Application) -> None:
+        """Accept nothing new, and give what is being answered its time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FINISH_REQUESTS_S + 1.0):
+                await http.leave(keep=bool(self._kept), within_s=_FINISH_REQUESTS_S)
+                # A client that has hung up leaves its request behind.
+                await app.settings["active_requests"].none_left()
 
     async def _make_manager(
         self,
         store: JobStore,
         scheduler: Scheduler,
         monitors: MonitorSupervisor,
-        job_types: Mapping[str, JobType],
     ) -> JobManager:
         pad = LaunchPad(
             layout=self._layout,
@@ -277,7 +364,7 @@ class Server:
             monitors=monitors,
             code=CodeStore(self._layout.code),
             pad=pad,
-            job_types=job_types,
+            job_types=self._job_types,
             terms=Terms(
                 key_is_job_id=self._settings.monitor_key is MonitorKey.JOB_ID,
                 max_waiting=self._settings.max_waiting,
@@ -341,13 +428,13 @@ async def _close_parts(
     await asyncio.gather(monitors.close(), scheduler.close())
 
 
-async def _stop_http(http: tornado.httpserver.HTTPServer, app: Application) -> None:
-    """Accept nothing new, and give what is being answered its time."""
-    http.stop()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FINISH_REQUESTS_S):
-            await app.settings["active_requests"].none_left()
-    await http.close_all_connections()
+def _check_files(settings: Settings) -> None:
+    """Read what a start reads, to see whether it can be used."""
+    load_job_types(settings.job_specs)
+    if settings.api_tokens is not None:
+        Tokens(settings.api_tokens)
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        server_context(settings.tls_cert, settings.tls_key)
 
 
 def _prepare_directories(settings: Settings, places: Layout) -> None:
@@ -382,43 +469,6 @@ def _lock_state(places: Layout) -> int:
             "stop that one, or give this one a directory of its own."
         )
     return lock
-
-
-def _bind(listen: str, port: int) -> list[socket.socket]:
-    """Bind all addresses to one port; the first is bound when the port is known."""
-    addresses = ["127.0.0.1", "::1"] if listen == "localhost" else [listen]
-    for attempt in range(_PORT_ATTEMPTS):
-        sockets: list[socket.socket] = []
-        try:
-            for address in addresses:
-                wanted = sockets[0].getsockname()[1] if sockets else port
-                try:
-                    sockets.append(_listen(address, wanted))
-                except OSError as error:
-                    if not sockets or error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                        raise
-        except OSError as error:
-            _close_all(sockets)
-            if port == 0 and error.errno == errno.EADDRINUSE and attempt < _PORT_ATTEMPTS - 1:
-                continue
-            raise StartupError(
-                f"API_PORT is {port}: it can't be listened on at {listen} ({error.strerror}); "
-                "choose another port, or 0 for any free one."
-            ) from error
-        return sockets
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.create_server((address, port), family=family, backlog=_BACKLOG)
-    listening.setblocking(False)
-    return listening
-
-
-def _close_all(sockets: list[socket.socket]) -> None:
-    for sock in sockets:
-        sock.close()
 
 
 async def _probe_callback(

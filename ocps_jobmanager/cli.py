@@ -1,10 +1,8 @@
 """``ocps-jobmanager``: parses its arguments and hands over."""
 
 import argparse
-import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +11,15 @@ from rich.table import Table
 
 from ocps_jobmanager import demo
 from ocps_jobmanager.app import Server
-from ocps_jobmanager.config import load_settings, settings_table
+from ocps_jobmanager.config import layout, load_settings, settings_table
 from ocps_jobmanager.errors import StartupError
-
-logger = logging.getLogger("main")
+from ocps_jobmanager.restarts import Foundlings, RestartError, Successor, request_restart
+from ocps_jobmanager.running import Run
+from ocps_jobmanager.sockets import VARIABLES, take_inheritance
 
 LOG_FORMAT = "%(asctime)s  %(name)8s  %(levelname)5s  %(message)s"
 
-_STOP_DEADLINE_S = 10
+_RESTART_DEADLINE_S = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="run the server (what no command does, too)")
+    commands.add_parser("restart", help="have the running server start again, unnoticed by clients")
     commands.add_parser("config", help="print every setting with its value, source and meaning")
     demo.add_arguments(commands.add_parser("demo", help="show a server, a client and four jobs"))
     arguments = parser.parse_args(argv)
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match arguments.command:
             case "demo":
                 return demo.run(arguments)
+            case "restart":
+                return _restart(os.environ)
             case "config":
                 return _print_config(os.environ)
             case _:
@@ -70,28 +72,24 @@ def _serve(environ: Mapping[str, str]) -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     loaded = load_settings(environ)
-    asyncio.run(_serve_until_told(Server(loaded.settings, environ), loaded.warnings))
+    inheritance = take_inheritance(environ, os.getpid())
+    environ = {name: value for name, value in environ.items() if name not in VARIABLES}
+    server = Server(loaded.settings, environ, inheritance=inheritance)
+    Run(
+        server,
+        foundlings=Foundlings.of_this_process(),
+        successor=Successor(environ),
+        warnings=loaded.warnings,
+    ).to_the_end()
     return 0
 
 
-async def _serve_until_told(server: Server, warnings: Sequence[str]) -> None:
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_or_force, told)
-    await server.start()
-    for warning in warnings:
-        logger.warning("%s", warning)
-    await told.wait()
-    logger.info("Stopping; jobs that were launched go on.")
-    # Something that hangs, such as a dead file system, must not keep the next server out.
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
-    signal.alarm(_STOP_DEADLINE_S)
-    await server.stop()
-
-
-def _stop_or_force(told: asyncio.Event) -> None:
-    if told.is_set():
-        # The monitors and the condor children notice that the server is gone and end themselves.
-        os._exit(1)
-    told.set()
+def _restart(environ: Mapping[str, str]) -> int:
+    places = layout(load_settings(environ).settings)
+    try:
+        pid = request_restart(places.server_lock, timeout_s=_RESTART_DEADLINE_S)
+    except RestartError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"The server has restarted and answers requests again (process {pid}).")
+    return 0

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -69,7 +69,7 @@ class JobType:
     getenv: tuple[str, ...]
     data: tuple[str, ...] | None
     resources: Resources
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 class JobSpecsError(StartupError):
@@ -138,6 +138,17 @@ def load_job_types(path: Path) -> Mapping[str, JobType]:
     if checker.problems:
         raise JobSpecsError(_listed(path, checker.problems))
     return MappingProxyType({job_type.name: job_type for job_type in types})
+
+
+def changes_between(old: Mapping[str, JobType], new: Mapping[str, JobType]) -> str:
+    """Say in a sentence what other job types differ in: which are added, removed, changed."""
+    groups = {
+        "added": [name for name in new if name not in old],
+        "removed": [name for name in old if name not in new],
+        "changed": [name for name in new if name in old and new[name] != old[name]],
+    }
+    said = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
+    return f"The job types were read again; {said or 'none has changed'}."
 
 
 def _listed(path: Path, problems: list[tuple[int, str]]) -> str:

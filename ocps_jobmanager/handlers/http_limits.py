@@ -1,0 +1,48 @@
+"""How long clients may take, and the answer to what is no HTTP."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from tornado.iostream import IOStream
+
+from ocps_jobmanager.answers import Refusal
+
+#: What Tornado's server is given: else it waits for an hour, and for a body for ever.
+LIMITS: Mapping[str, Any] = MappingProxyType(
+    {
+        # Between two requests on a connection, and from the first byte of one to the end of its
+        # headers.
+        "idle_connection_timeout": 120.0,
+        "body_timeout": 60.0,
+        "max_header_size": 64 * 1024,
+        # Bodies are limited by the handlers, which answer; Tornado would only hang up.
+        "max_body_size": 2**62,
+    }
+)
+#: What Tornado writes where it can't read a request; there is no handler then.
+_BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+
+def answer_in_json(stream: IOStream) -> None:
+    """Have a connection answer in JSON also to what is no request."""
+    stream.write = _in_json(stream.write)  # type: ignore[method-assign]
+
+
+def _in_json(write: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    def write_json(data: bytes | memoryview) -> Awaitable[None]:
+        return write(_malformed() if data == _BARE_400 else data)
+
+    return write_json
+
+
+def _malformed() -> bytes:
+    body = json.dumps(Refusal(status="error", msg="This is not a request of HTTP/1.1.")).encode()
+    return (
+        b"HTTP/1.1 400 Bad Request\r\n"
+        b"Server: ocps-jobmanager\r\n"
+        b"Content-Type: application/json; charset=UTF-8\r\n"
+        b"Content-Length: %d\r\n"
+        b"Connection: close\r\n\r\n" % len(body)
+    ) + body
