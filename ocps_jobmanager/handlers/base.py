@@ -134,21 +134,29 @@ class BaseHandler(tornado.web.RequestHandler):
 
     def _check_body_size(self) -> None:
         announced = self.request.headers.get("Content-Length", "0")
-        if announced.isdecimal() and int(announced) > _DRAIN_BYTES:
+        # Counted before it is converted: Python refuses to convert very many digits.
+        if announced.isdecimal() and (len(announced) > 18 or int(announced) > _DRAIN_BYTES):
             raise tornado.web.HTTPError(413)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Take in a piece of the body, as far as it may be used."""
         self._received += len(chunk)
         if self._received > _DRAIN_BYTES:
-            raise tornado.web.HTTPError(413)
-        if self._received <= self.settings["max_body"]:
+            if not self._finished:  # raising would be a bug in Tornado's eyes
+                self.send_error(413)
+        elif self._received <= self.settings["max_body"]:
             self._chunks.append(chunk)
         return None
 
     def on_finish(self) -> None:
         """Let a shutdown know that this request is done."""
         self.settings["active_requests"].discard(self)
+
+    def on_connection_close(self) -> None:
+        """Give a request up whose client went away before its end: nothing finishes it."""
+        if not self.request._body_future.done():
+            self.settings["active_requests"].discard(self)
+        super().on_connection_close()
 
     async def head(self, *args: str) -> None:
         """Answer as to GET; Tornado leaves the body away."""

@@ -1,7 +1,8 @@
 """How long clients may take, and the answer to what is no HTTP."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from asyncio import Future
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -30,8 +31,11 @@ def answer_in_json(stream: IOStream) -> None:
     stream.write = _in_json(stream.write)  # type: ignore[method-assign]
 
 
-def _in_json(write: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    def write_json(data: bytes | memoryview) -> Awaitable[None]:
+_Write = Callable[[bytes | memoryview], "Future[None]"]
+
+
+def _in_json(write: _Write) -> _Write:
+    def write_json(data: bytes | memoryview) -> "Future[None]":
         return write(_malformed() if data == _BARE_400 else data)
 
     return write_json
