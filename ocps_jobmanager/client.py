@@ -8,14 +8,16 @@ import ipaddress
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import requests
+from requests.auth import HTTPBasicAuth
 from rich.console import Console
 
 from ocps_jobmanager.answers import (
@@ -64,7 +66,8 @@ class JobManagerClient:
     Parameters
     ----------
     url : str
-        With the base path: ``http://localhost:8080/api/v1``.
+        With the base path: ``http://localhost:8080/api/v1``. Where a token is needed, it is in it
+        (``http://name:token@host/api/v1``), or in ``~/.netrc`` as the host's login and password.
     timeout_s : float
         How long an answer may take.
     sleep, clock
@@ -91,11 +94,14 @@ class JobManagerClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         host = _host(url)
-        self.url = url.rstrip("/")
+        credentials, address = _apart(url)
+        self.url = address.rstrip("/")  # without them: it is in messages
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._clock = clock
         self._session = requests.Session()
+        if credentials is not None:
+            self._session.auth = HTTPBasicAuth(*credentials)
         # A proxy, which `requests` takes from the environment, can't know this machine's own ports.
         self._proxies = {"no_proxy": "*"} if _is_loopback(host) else None
 
@@ -272,7 +278,21 @@ def _message(answer: Mapping[str, Any]) -> str:
     return str(answer.get("msg") or answer.get("message") or "")
 
 
+def _apart(url: str) -> tuple[tuple[bytes, bytes] | None, str]:
+    """Take name and token out of a URL."""
+    before, separator, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user_info, at, _ = authority.rpartition("@")
+    if not at:
+        return None, url
+    name, _, token = user_info.partition(":")
+    # Bytes: `requests` would encode text as Latin-1.
+    bare = before + separator + rest[len(user_info) + 1 :]
+    return (unquote_to_bytes(name), unquote_to_bytes(token)), bare
+
+
 def _host(url: str) -> str:
+    _, url = _apart(url)
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.scheme in {"http", "https"} and parts.port != 0 else None
@@ -280,8 +300,8 @@ def _host(url: str) -> str:
         host = None
     if not host:
         raise ValueError(
-            f"{shown(url, 200)} is not a Job Manager's URL: one is such as "
-            "http://localhost:8080/api/v1."
+            f"{shown(re.sub('.*@', '', url, flags=re.S), 200)} is not a Job Manager's URL: "
+            "one is such as http://localhost:8080/api/v1."
         )
     return host
 
@@ -367,7 +387,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         help="the Job Manager's URL with its base path"
-        " (default: made of API_PROTOCOL, API_DOMAIN, API_PORT and API_BASEPATH)",
+        " (default: made of API_PROTOCOL, API_DOMAIN, API_PORT and API_BASEPATH);"
+        " a token is better kept in ~/.netrc, for other users can see arguments",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="pick the same images again")
     parser.add_argument(

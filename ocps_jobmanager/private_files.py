@@ -22,17 +22,13 @@ def read_private(path: Path) -> bytes:
     try:
         # O_NONBLOCK, or opening a named pipe waits for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:  # noqa: PTH123 a descriptor
+        try:
             # Of what was opened: its name may mean something else by now.
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise PrivateFileError("must be a regular file")
-            if status.st_mode & 0o077:
-                raise PrivateFileError(
-                    f"must be for its owner alone (its mode is {status.st_mode & 0o7777:04o}): "
-                    "chmod 600"
-                )
-            content = file.read(_LARGEST + 1)
+            _check_mode(os.fstat(fd).st_mode)
+            with open(fd, "rb", closefd=False) as file:
+                content = file.read(_LARGEST + 1)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         raise PrivateFileError("must be a file that exists") from None
     except OSError as error:
@@ -40,3 +36,12 @@ def read_private(path: Path) -> bytes:
     if len(content) > _LARGEST:
         raise PrivateFileError(f"must not be larger than {_LARGEST} bytes")
     return content
+
+
+def _check_mode(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise PrivateFileError("must be a regular file")
+    if mode & 0o077:
+        raise PrivateFileError(
+            f"must be for its owner alone (its mode is {mode & 0o7777:04o}): chmod 600"
+        )

@@ -579,3 +579,34 @@ def test_a_registry_is_never_overwritten(repo: Path) -> None:
         make_registry(repo / "registry.sqlite3", [VISIT])
     with pytest.raises(RegistryError):
         images(repo / "registry.sqlite3", "z")
+
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://csc:{TOKEN}@localhost:1/api/v1",
+        f"http://csc:{TOKEN}@localhost:1",
+        f"http://csc:{TOKEN}@",
+        f"http://csc:{TOKEN}@x:99999/",
+        f"http://csc:{TOKEN}@[/",
+        f"ftp://csc:{TOKEN}@localhost/",
+        f"csc:{TOKEN}@localhost:8080",
+        f"http://a@b:{TOKEN}@localhost:1",
+        f"http://csc:{TOKEN}@a\nb/",
+        f"http://csc:{TOKEN}@{'x' * 300}/",
+    ],
+)
+def test_a_token_in_the_url_is_in_no_message(url: str) -> None:
+    with pytest.raises((ValueError, ClientError)) as failed:
+        JobManagerClient(url, timeout_s=5).list()
+    assert TOKEN not in str(failed.value)
+
+
+def test_the_clients_url_is_without_the_token() -> None:
+    client = JobManagerClient(f"https://csc:{TOKEN}@jobs.example:99/api/v1/")
+    assert client.url == "https://jobs.example:99/api/v1"
+    assert client.base_path == "/api/v1"
+    client.close()
