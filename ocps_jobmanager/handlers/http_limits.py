@@ -28,7 +28,7 @@ _BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 def answer_in_json(stream: IOStream) -> None:
     """Have a connection answer in JSON also to what is no request."""
-    stream.write = _in_json(stream.write)  # type: ignore[method-assign]
+    stream.write = _in_json(stream.write)  # type: ignore[method-assign,assignment]
 
 
 _Write = Callable[[bytes | memoryview], "Future[None]"]
