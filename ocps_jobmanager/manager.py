@@ -25,6 +25,7 @@ from ocps_jobmanager.errors import (
 from ocps_jobmanager.idempotency import Turns, idempotency_key
 from ocps_jobmanager.job_specs import JobType
 from ocps_jobmanager.launches import LaunchPad
+from ocps_jobmanager.limits import LimitTimers
 from ocps_jobmanager.models import (
     FINAL_STATES,
     QUEUE_STATES,
@@ -103,6 +104,7 @@ class JobManager:
         self._clock = clock
         self._changes = Changes()
         self._reconciler = Reconciler(self._reconcile)
+        self._limits = LimitTimers(self._reconciler.enqueue, clock)
 
     async def start(self) -> None:
         """Take up every job that has not ended, as the store has it."""
@@ -112,6 +114,7 @@ class JobManager:
                 assert job.cluster_id is not None
                 assert job.proc_id is not None
                 self._scheduler.track(job.id, job.cluster_id, job.proc_id)
+            self._limits.take_up(job, await self._held_since(job))
             self._reconciler.enqueue(job.id)
         if unfinished:
             logger.info("%d unfinished jobs taken up again", len(unfinished))
@@ -122,6 +125,7 @@ class JobManager:
 
     async def close(self) -> None:
         """Stop where things stand. The jobs themselves go on."""
+        self._limits.close()
         await self._reconciler.close()
 
     # What clients ask --------------------------------------------------------------------------
@@ -179,6 +183,7 @@ class JobManager:
                 code=await self._code.take(submission.type),
                 data=(self._pad.layout.data_file(job_id).name,) if data is None else data,
                 resources=submission.type.resources,
+                limits=submission.type.limits,
                 log_dir=log_dir,
                 time_submitted=self._clock(),
             ),
@@ -296,6 +301,7 @@ class JobManager:
         await self._record(
             *(transition_of(item, jobs[item.job_id], now) for item in news if item.job_id in jobs)
         )
+        self._limits.are_known(jobs)
 
     # The one door ------------------------------------------------------------------------------
 
@@ -306,6 +312,7 @@ class JobManager:
         jobs = [job for job in await self._store.record(transitions) if job is not None]
         for job in jobs:
             self._changes.publish(job.id)
+            self._limits.watch(job)
             if job.is_final or job.state is JobState.SUBMITTING:
                 self._reconciler.enqueue(job.id)
         return bool(jobs)
@@ -315,7 +322,9 @@ class JobManager:
     async def _reconcile(self, job_id: str) -> bool:
         """Do for a job what its record asks for. Doing it twice changes nothing the second time."""
         job = await self._store.get(job_id)
-        if job is None:
+        if job is None:  # removed long after its end
+            self._monitors.unwatch(job_id)
+            self._scheduler.forget(job_id)
             return True
         if job.state is JobState.WAITING:
             self._monitors.watch(job.id, job.type, job.monitor_key, job.data)
@@ -327,6 +336,8 @@ class JobManager:
         try:
             if job.state is JobState.SUBMITTING:
                 return await self._launch(job)
+            if self._limits.overrun(job) is not None:
+                job = await self._end_overrun(job)
             if job.removal is not None:
                 await self._scheduler.remove(job.id, job.removal.reason, REMOVED_BY_US)
         except SchedulerUnavailableError as error:
@@ -374,9 +385,27 @@ class JobManager:
         await self._record(Transition(job_id=job.id, to=state, reason=reason, details=details))
         return True
 
+    async def _end_overrun(self, job: Job) -> Job:
+        """Have a job end that is past a limit, unless it has ended or begun anew by now."""
+        found = await self._scheduler.find(job.id, _not_queued_before(job))
+        if found is not None:
+            await self.take_news([found])
+            job = await self.get(job.id)
+        if (removal := self._limits.overrun(job)) is None:
+            return job
+        logger.warning('Job "%s": %s', job.id, removal.reason)
+        return await self._store.request_removal(job.id, removal) or job
+
+    async def _held_since(self, job: Job) -> datetime | None:
+        if job.state is not JobState.HELD:
+            return None
+        history = await self._store.history(job.id)
+        return max(event.time for event in history if event.state is JobState.HELD)
+
     async def _remark(self, job: Job, obstacle: str) -> None:
         """Say in the job's record what it waits for, where a client may read it."""
-        wish = "removed" if job.removal is not None else "launched"
+        to_launch = job.state is JobState.SUBMITTING and job.removal is None
+        wish = "launched" if to_launch else "removed"
         reason = f"{obstacle} It will be {wish} when that is over."
         if await self._store.note(job.id, reason=reason) is not None:
             self._changes.publish(job.id)

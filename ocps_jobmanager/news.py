@@ -5,11 +5,22 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
+from ocps_jobmanager.limits import Limit, sentence
 from ocps_jobmanager.models import QUEUE_STATES, Job, JobState, Transition
-from ocps_jobmanager.schedulers.base import SchedulerJob, SchedulerStatus
+from ocps_jobmanager.schedulers.base import (
+    HELD_TOO_LONG,
+    RAN_TOO_LONG,
+    SchedulerJob,
+    SchedulerStatus,
+)
 
 #: The code that the Job Manager gives with every removal of its own (HTCondor's remove code).
 REMOVED_BY_US = 4242
+
+#: What a scheduler ends of its own accord, because no server did.
+_LIMITS: Mapping[int | None, Limit] = MappingProxyType(
+    {RAN_TOO_LONG: Limit.MAX_RUN_TIME, HELD_TOO_LONG: Limit.HOLD_LIMIT}
+)
 
 _STATES: Mapping[SchedulerStatus, JobState] = MappingProxyType(
     {
@@ -36,6 +47,8 @@ def transition_of(news: SchedulerJob, job: Job, now: datetime) -> Transition:
     state, reason = _STATES[news.status], _reason(news)
     if news.status is SchedulerStatus.REMOVED and job.removal is not None:
         state, reason = job.removal.final_state, job.removal.reason
+    elif news.status is SchedulerStatus.REMOVED and news.reason_code in _LIMITS:
+        state, reason = JobState.FAILED, sentence(_LIMITS[news.reason_code], job)
     if state in QUEUE_STATES:
         details["hold_reason"] = news.reason if state is JobState.HELD else None
     else:

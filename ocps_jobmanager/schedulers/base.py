@@ -5,7 +5,7 @@ suite, ``tests/schedulers/contract.py``. A scheduler knows no jobs but those tha
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import Protocol
 from ocps_jobmanager.health import Health
 from ocps_jobmanager.models import Limits, Resources
 
-
-#: The codes with which a scheduler says that it ended a job itself, for a limit that the request set:
-#: for its `max_run_time_s`, or for its `hold_limit_s`.
+#: The codes with which a scheduler says that it ended a job itself, for a limit of the request:
+#: `max_run_time_s`, or `hold_limit_s`.
 RAN_TOO_LONG = 4243
 HELD_TOO_LONG = 4244
 #: How much later than the limit a scheduler does that: the Job Manager comes first if it is there.
@@ -70,7 +69,7 @@ class LaunchRequest:
     err: Path
     log: Path
     resources: Resources
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, kw_only=True)

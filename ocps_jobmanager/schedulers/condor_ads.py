@@ -117,7 +117,7 @@ _STARTED = frozenset(
 
 # HTCondor keeps the text of a removal's reason and drops its code, so the code travels in the text.
 _REMOVE_REASON = re.compile(r"(?P<reason>.*) \[OCPS (?P<code>-?\d+)\](?: \(by user .*\))?", re.S)
-# What the schedd says where it does not take the reason from the job's own ``PeriodicRemoveReason``.
+# What a schedd says that does not take the reason from the job's own ``PeriodicRemoveReason``.
 _PERIODIC_REMOVE = re.compile(rf".*\bPeriodicRemove\b.*\b{MAX_RUN_TIME}\b.*", re.S)
 
 

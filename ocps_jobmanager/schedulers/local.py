@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -46,6 +46,8 @@ T = TypeVar("T")
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
 _PAUSE_OF_CHORES_S = 1.0
+#: How often it is looked whether a job that may be run again was.
+_LOOK_AGAIN_S = 0.5
 
 
 class _NotStartedError(Exception):
@@ -69,6 +71,9 @@ class LocalScheduler:
         if they don't say) are not more than that.
     grace_s : float
         Time between the SIGTERM and the SIGKILL that end a job that is removed.
+    unfinished_among : callable or None
+        Gives those of some jobs whose end has not been recorded. With it a start deletes what the
+        others left, where a server was killed between the record of an end and `forget`.
     """
 
     name = "local"
@@ -83,6 +88,7 @@ class LocalScheduler:
         cores: int,
         clock: Clock = utc_now,
         grace_s: float = 10.0,
+        unfinished_among: Callable[[Sequence[str]], Awaitable[set[str]]] | None = None,
     ) -> None:
         self._spawner = spawner
         self._python = python
@@ -90,6 +96,7 @@ class LocalScheduler:
         self._cores = cores
         self._clock = clock
         self._grace_s = grace_s
+        self._unfinished_among = unfinished_among
         self._folders = JobFolders(state, socket.gethostname())
         # One thread: what a call that was given up began is over when the next one looks.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="local-jobs")
@@ -128,6 +135,7 @@ class LocalScheduler:
         for seen in left:
             self._adopt(seen)
         self._start_some()
+        await self._forget_recorded()
 
     async def submit(self, request: LaunchRequest) -> SchedulerJob:
         """Put a job into the queue; see `Scheduler.submit`."""
@@ -318,7 +326,7 @@ class LocalScheduler:
         if run.removing or run.seen.removing:
             run.end()
         self._set_well(True)
-        await run.ended()
+        await self._until_ended(run)
 
     async def _launch(self, run: Run) -> None:
         """Start a launcher and wait for its end.
@@ -347,7 +355,15 @@ class LocalScheduler:
                 self._note(run, seen)
         else:
             run.last_words = said
-        await run.ended()
+        await self._until_ended(run)
+
+    async def _until_ended(self, run: Run) -> None:
+        """Wait for the launcher's end; tell when it starts the script again."""
+        while not await run.ended(_LOOK_AGAIN_S if run.seen.may_start_again else None):
+            with contextlib.suppress(OSError):  # told the next time, or with the end
+                seen = await self._on_disk(self._folders.look, run.job_id)
+                if seen is not None:
+                    self._note(run, seen)
 
     async def _spawn(self, run: Run, mouth: int) -> None:
         try:
@@ -368,6 +384,19 @@ class LocalScheduler:
             os.close(mouth)
 
     # Within
+
+    async def _forget_recorded(self) -> None:
+        """Have the folders deleted of jobs whose end an earlier server has recorded."""
+        if self._unfinished_among is None:
+            return
+        try:
+            ended = await self._on_disk(self._folders.ended)
+            needed = await self._unfinished_among(ended)
+        except (OSError, UnavailableError) as error:
+            logger.warning("Old folders of local jobs can't be tidied up: %s", error)
+            return
+        self._to_discard.update(set(ended) - needed)
+        self._chores_wait.set()
 
     async def _do_chores(self) -> None:
         """Look at the jobs that are to be tracked, delete the folders of the forgotten ones."""
@@ -408,8 +437,8 @@ class LocalScheduler:
             self._deliveries.add(job)
 
     def _note(self, run: Run, seen: Seen) -> None:
-        """Keep what was seen; tell once that the job was started, even if it is over by then."""
-        if seen.job.num_starts and not run.seen.job.num_starts:
+        """Keep what was seen; tell that the job was started (again), even if it is over by then."""
+        if (seen.job.num_starts or 0) > (run.seen.job.num_starts or 0):
             self._tell(_as_started(seen.job))
         run.seen = seen
 

@@ -21,8 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from ocps_jobmanager.schedulers import user_log
-from ocps_jobmanager.schedulers.base import LaunchRequest, SchedulerJob, SchedulerStatus
+from ocps_jobmanager.schedulers.base import (
+    BACKSTOP_S,
+    RAN_TOO_LONG,
+    LaunchRequest,
+    SchedulerJob,
+    SchedulerStatus,
+)
 from ocps_jobmanager.schedulers.local_launcher import (
+    AGAIN,
     JOB,
     REMOVE,
     STARTED,
@@ -47,11 +54,14 @@ class Seen:
         Cores that it takes while it runs.
     removing : bool
         It is wished that it end.
+    may_start_again : bool
+        Its launcher runs the script once more if it fails.
     """
 
     job: SchedulerJob
     cpus: int
     removing: bool = False
+    may_start_again: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -101,6 +111,17 @@ class JobFolders:
         alive = [seen for seen in every if seen is not None and not seen.has_ended]
         return sorted(alive, key=lambda seen: seen.job.cluster_id)
 
+    def ended(self) -> list[str]:
+        """The jobs that have ended and still have a folder.
+
+        Raises
+        ------
+        OSError
+        """
+        names = [folder.name for folder in self._directory.iterdir()]
+        every = [self.look(name) for name in names if not name.startswith((_NEW, _OLD))]
+        return [seen.job.job_id for seen in every if seen is not None and seen.has_ended]
+
     def create(self, request: LaunchRequest, cluster_id: int, time_queued: datetime) -> Seen:
         """Put a job into the queue: when this returns, the job survives the power going out.
 
@@ -109,6 +130,7 @@ class JobFolders:
         OSError
             It may be in the queue, or not: `look`.
         """
+        limit_s = request.limits.max_run_time_s
         record = {
             "job_id": request.job_id,
             "cluster_id": cluster_id,
@@ -120,6 +142,8 @@ class JobFolders:
             "out": os.fspath(request.out),
             "err": os.fspath(request.err),
             "log": os.fspath(request.log),
+            "max_retries": request.limits.max_retries,
+            "end_after_s": None if limit_s is None else limit_s + BACKSTOP_S,
         }
         new = self._directory / f"{_NEW}{request.job_id}-{secrets.token_hex(4)}"
         new.mkdir(mode=0o700)
@@ -168,7 +192,12 @@ class JobFolders:
         job = _job(content)
         with contextlib.suppress(OSError):  # as with HTCondor, a job does not need its user log
             _write_missing(Path(record["log"]), _events(content, job, self._host))
-        return Seen(job=job, cpus=record["cpus"], removing=content.wish is not None)
+        return Seen(
+            job=job,
+            cpus=record["cpus"],
+            removing=content.wish is not None,
+            may_start_again=(job.num_starts or 0) <= record.get("max_retries", 0),
+        )
 
     def ask_removal(self, job_id: str, reason: str, code: int, grace_s: float) -> Seen | None:
         """Write down the wish that a job end; see how it stands then. The first wish stays.
@@ -234,11 +263,18 @@ class JobFolders:
 
 @dataclass(frozen=True, kw_only=True)
 class _Content:
-    """What is in a job's folder, each file's content or None; read so that it fits together."""
+    """What is in a job's folder, each file's content or None; read so that it fits together.
+
+    Attributes
+    ----------
+    ends : list of dict
+        How the script ended each time after which it was run again.
+    """
 
     record: dict[str, Any]
     wish: dict[str, Any] | None
     started: dict[str, Any] | None
+    ends: list[dict[str, Any]]
     status: dict[str, Any] | None
     locked: bool
 
@@ -257,7 +293,11 @@ def _read_content(folder: Path, record: dict[str, Any]) -> _Content:
         locked = _is_locked(folder / STARTED)
         # A launcher writes the status, then lets the lock go: free, it may be there by now.
         status = _read_if_there(folder / STATUS)
-    return _Content(record=record, wish=wish, started=started, status=status, locked=locked)
+    # Last: what is written there is older than a status that was read.
+    ends = (_read_if_there(folder / AGAIN) or {}).get("ends", [])
+    return _Content(
+        record=record, wish=wish, started=started, ends=ends, status=status, locked=locked
+    )
 
 
 def _job(content: _Content) -> SchedulerJob:
@@ -272,12 +312,16 @@ def _job(content: _Content) -> SchedulerJob:
     )
     if started is None:
         return job
-    if "pid" in started and "error" not in (status or {}):
+    # Each start follows at once on the end before it; a start that failed is none.
+    starts = [started["time"], *(end["time"] for end in content.ends)] if "pid" in started else []
+    if "error" in (status or {}):
+        del starts[-1:]
+    if starts:
         job = replace(
             job,
-            num_starts=1,
+            num_starts=len(starts),
             remote_host=started["host"],
-            time_started=from_epoch(started["time"]),
+            time_started=from_epoch(starts[-1]),
         )
     if status is None and content.locked:
         return replace(job, status=SchedulerStatus.RUNNING)
@@ -298,9 +342,17 @@ def _ended(job: SchedulerJob, content: _Content, status: dict[str, Any]) -> Sche
     job = replace(job, time_completed=from_epoch(status["time"]))
     if "error" in status:
         return replace(job, status=SchedulerStatus.BROKEN, reason=status["error"])
-    job = replace(job, memory_mb=math.ceil(status["memory_kib"] / 1024))
+    peak_kib = max(run["memory_kib"] for run in [*content.ends, status])
+    job = replace(job, memory_mb=math.ceil(peak_kib / 1024))
     if status["removed"]:
         return _removed(job, content)
+    if status.get("overran"):
+        return replace(
+            job,
+            status=SchedulerStatus.REMOVED,
+            reason="It ran too long.",
+            reason_code=RAN_TOO_LONG,
+        )
     return replace(
         job,
         status=SchedulerStatus.COMPLETED,
@@ -330,33 +382,44 @@ def _damaged(job_id: str) -> Seen:
     return Seen(job=job, cpus=1)
 
 
-def _events(content: _Content, job: SchedulerJob, host: str) -> dict[int, str]:
-    """The events that belong into the user log of a job which stands so."""
+def _events(content: _Content, job: SchedulerJob, host: str) -> list[str]:
+    """The events that belong into the user log of a job which stands so, in their order."""
     cluster_id, status = job.cluster_id, content.status or {}
     ended = job.time_completed or utc_now()
     assert job.time_queued is not None, "every record has it"
-    events = {0: user_log.submitted(cluster_id, job.time_queued, host)}
+    events = [user_log.submitted(cluster_id, job.time_queued, host)]
     if job.time_started is not None:
-        events[1] = user_log.executing(cluster_id, job.time_started, job.remote_host or host)
+        assert content.started is not None, "or it would have no time"
+        begun, where = from_epoch(content.started["time"]), job.remote_host or host
+        for end in content.ends:
+            events.append(user_log.executing(cluster_id, begun, where))
+            begun = from_epoch(end["time"])
+            events.append(user_log.requeued(cluster_id, begun, **_how(end)))
+        if job.num_starts == len(content.ends) + 1:
+            events.append(user_log.executing(cluster_id, begun, where))
     if job.status is SchedulerStatus.COMPLETED:
-        events[5] = user_log.terminated(
-            cluster_id,
-            ended,
-            exit_code=job.exit_code,
-            exit_signal=job.exit_signal,
-            user_s=status["user_s"],
-            system_s=status["system_s"],
-        )
+        events.append(user_log.terminated(cluster_id, ended, **_how(status)))
     elif job.status in (SchedulerStatus.REMOVED, SchedulerStatus.BROKEN):
-        events[9] = user_log.aborted(cluster_id, ended, job.reason or "")
+        events.append(user_log.aborted(cluster_id, ended, job.reason or ""))
     return events
 
 
-def _write_missing(path: Path, events: dict[int, str]) -> None:
+def _how(end: dict[str, Any]) -> dict[str, Any]:
+    return {name: end[name] for name in ("exit_code", "exit_signal", "user_s", "system_s")}
+
+
+def _write_missing(path: Path, events: list[str]) -> None:
     """Append to a user log those of `events` that it does not hold yet."""
     with open(path, "r+b", buffering=0, opener=_regular) as file:
         there = user_log.events_in(file.read().decode(errors="replace"))
-        text = "".join(text for number, text in events.items() if number not in there)
+        # An event that was written is one of the first of its kind.
+        text = ""
+        for event in events:
+            (number,) = user_log.events_in(event)
+            if there[number]:
+                there[number] -= 1
+            else:
+                text += event
         if text:
             file.write(text.encode())
 

@@ -10,6 +10,9 @@ finds and leaves in the job's folder is also what a server that is started later
     a job can't be run twice, and a launcher that was killed is told from one that is at work.
 ``remove``
     The wish that the job end. The server writes it, then sends SIGTERM.
+``again``
+    How the script ended each time after which it was run again: written before that is done, so
+    that what is told of a start is never too little.
 ``status``
     How it ended.
 
@@ -32,12 +35,15 @@ from typing import Any, NoReturn
 JOB = "job.json"
 STARTED = "started"
 REMOVE = "remove"
+AGAIN = "again"
 STATUS = "status"
 #: What the launcher says when the script runs; anything else is why it does not.
 RUNS = "runs"
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _RETRY_S = 1.0
+#: Between SIGTERM and SIGKILL for a script that the launcher ends of its own accord.
+_GRACE_S = 10.0
 
 
 # What the launcher and the server both do in a job's folder
@@ -129,11 +135,7 @@ def main() -> int:
         return 1
     if lock is None:
         return 0
-    try:
-        ended = _run(job, folder, lock, tell)
-    except _CannotRunError as error:
-        ended = {"error": str(error)}
-    _keep(folder, {**ended, "time": time.time()})
+    _keep(folder, STATUS, _run_until_done(job, folder, lock, tell))
     return 0
 
 
@@ -150,15 +152,42 @@ def _say(tell: int, line: str) -> None:
         os.close(tell)
 
 
-def _run(job: dict[str, Any], folder: str, lock: int, tell: int) -> dict[str, Any]:
+def _run_until_done(job: dict[str, Any], folder: str, lock: int, tell: int) -> dict[str, Any]:
+    """Run the script, and again while it fails and may be; how it ended in the end.
+
+    As with HTCondor, a signal is a failure too, and each run finds empty output files.
+    """
+    wish = os.path.join(folder, REMOVE)
+    earlier: list[dict[str, Any]] = []
+    while True:
+        try:
+            ended = _run(job, wish, lock, None if earlier else tell)
+        except _CannotRunError as error:
+            ended = {"error": str(error)}
+        ended["time"] = time.time()
+        if (
+            "error" in ended
+            or ended["exit_code"] == 0
+            or ended["removed"]
+            or ended["overran"]
+            or len(earlier) >= job.get("max_retries", 0)
+        ):
+            return ended
+        earlier.append(ended)
+        if not _keep(folder, AGAIN, {"ends": earlier}) or _grace(wish) is not None:
+            return {**ended, "removed": True}
+
+
+def _run(job: dict[str, Any], wish: str, lock: int, tell: int | None) -> dict[str, Any]:
     try:
-        guard = _start_guard(close=(lock, tell))
+        guard = _start_guard(close=(lock,) if tell is None else (lock, tell))
     except OSError as error:
         raise _CannotRunError(f"The job was not run: {error.strerror}.") from error
     try:
         script = _execute(job, guard)
-        _say(tell, RUNS)
-        return _follow(script, guard, os.path.join(folder, REMOVE))
+        if tell is not None:
+            _say(tell, RUNS)
+        return _follow(script, guard, wish, job.get("end_after_s"))
     finally:
         # What the script left behind goes with it, as with HTCondor. The guard is not waited for
         # until then: its number can't become that of anybody else's group.
@@ -251,8 +280,8 @@ def _try(what: str, call: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN40
         raise _CannotRunError(f"The job was not run: {what} ({error.strerror}).") from error
 
 
-def _follow(script: int, group: int, wish: str) -> dict[str, Any]:
-    """Wait for the script's end, and bring it about if that is wished.
+def _follow(script: int, group: int, wish: str, end_after_s: float | None) -> dict[str, Any]:
+    """Wait for the script's end, and bring it about if that is wished, or it takes too long.
 
     Parameters
     ----------
@@ -260,34 +289,49 @@ def _follow(script: int, group: int, wish: str) -> dict[str, Any]:
         Where a wish would be: read when SIGTERM comes, so that a SIGTERM to everybody, as of a
         machine that shuts down, is not taken for one.
     """
-    removed, kill_at = False, None
+    removed = overran = False
+    kill_at = None
+    end_at = None if end_after_s is None else time.monotonic() + end_after_s
     while True:
         pid, status, usage = os.wait4(script, os.WNOHANG)
         if pid:
             break
         if kill_at is None:
-            number = signal.sigwait({signal.SIGCHLD, signal.SIGTERM})
+            number = _next_signal({signal.SIGCHLD, signal.SIGTERM}, end_at)
         else:
-            left = max(kill_at - time.monotonic(), 0.0)
-            info = signal.sigtimedwait({signal.SIGCHLD}, left)
-            number = signal.SIGKILL if info is None else signal.SIGCHLD
-        if number == signal.SIGKILL:
+            number = _next_signal({signal.SIGCHLD}, kill_at)
+        if number is None and kill_at is not None:
             with contextlib.suppress(PermissionError):  # a set-user-ID script: wait for its end
                 os.kill(script, signal.SIGKILL)
             kill_at = time.monotonic() + _RETRY_S
+            continue
+        grace_s = None
+        if number is None:
+            overran, grace_s = True, _GRACE_S
         elif number == signal.SIGTERM and (grace_s := _grace(wish)) is not None:
-            removed, kill_at = True, time.monotonic() + grace_s
+            removed = True
+        if grace_s is not None:
+            kill_at = time.monotonic() + grace_s
             os.killpg(group, signal.SIGTERM)
             os.killpg(group, signal.SIGCONT)
     code = os.waitstatus_to_exitcode(status)
     return {
         "removed": removed,
+        "overran": overran,
         "exit_code": code if code >= 0 else None,
         "exit_signal": -code if code < 0 else None,
         "memory_kib": usage.ru_maxrss,
         "user_s": usage.ru_utime,
         "system_s": usage.ru_stime,
     }
+
+
+def _next_signal(wanted: set[signal.Signals], at: float | None) -> int | None:
+    """The next of these signals, or None once it is `at` (monotonic time)."""
+    if at is None:
+        return signal.sigwait(wanted)
+    info = signal.sigtimedwait(wanted, max(at - time.monotonic(), 0.0))
+    return None if info is None else info.si_signo
 
 
 def _grace(wish: str) -> float | None:
@@ -299,13 +343,20 @@ def _grace(wish: str) -> float | None:
         return None
 
 
-def _keep(folder: str, ended: dict[str, Any]) -> None:
-    """Write how the job ended; as long as the disk is full it counts as running."""
+def _keep(folder: str, name: str, content: dict[str, Any]) -> bool:
+    """Write how the script ended; as long as the disk is full it counts as running.
+
+    Returns
+    -------
+    bool
+        False: the folder is gone, and the job with it.
+    """
     while os.path.isdir(folder):
         with contextlib.suppress(OSError):
-            write_durably(folder, STATUS, ended)
-            return
+            write_durably(folder, name, content)
+            return True
         time.sleep(_RETRY_S)
+    return False
 
 
 if __name__ == "__main__":

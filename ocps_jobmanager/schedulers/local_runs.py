@@ -55,11 +55,13 @@ class Run:
         """Look again at once: something has changed."""
         self._go_on.set()
 
-    async def ended(self) -> None:
-        """Wait for the launcher's end."""
+    async def ended(self, at_most_s: float | None = None) -> bool:
+        """Wait for the launcher's end, or for so many seconds; whether it has ended."""
         assert self.launcher is not None, "there is a launcher"
-        await asyncio.shield(self.launcher.exited)
+        if not (await asyncio.wait([self.launcher.exited], timeout=at_most_s))[0]:
+            return False
         self.launcher = None
+        return True
 
     def abandon(self) -> None:
         """Let the launcher be."""

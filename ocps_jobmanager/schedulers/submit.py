@@ -49,19 +49,16 @@ _RUNS_TOO_LONG = (
     f"{MAX_RUN_TIME} =!= undefined && member(JobStatus, {{2, 6, 7}})"
     f" && time() - JobCurrentStartDate > {MAX_RUN_TIME} + {BACKSTOP_S}"
 )
-_IS_HELD_TOO_LONG = (
-    f"JobStatus == 5 && time() - EnteredCurrentStatus > {HOLD_LIMIT} + {BACKSTOP_S}"
-)
+_IS_HELD_TOO_LONG = f"JobStatus == 5 && time() - EnteredCurrentStatus > {HOLD_LIMIT} + {BACKSTOP_S}"
+_WHY_RUN = quoted(remove_reason("It ran too long.", RAN_TOO_LONG))
+_WHY_HELD = quoted(remove_reason("It was held too long.", HELD_TOO_LONG))
 #: Ends a job that is past its limits if no server does. The schedd evaluates it every minute.
 #: ``PeriodicRemoveReason`` has no submit command, but counts (measured with 23.9).
 _BACKSTOP = {
     f"MY.{MAX_RUN_TIME}": "$(ocps_max_run_time)",
     f"MY.{HOLD_LIMIT}": "$(ocps_hold_limit)",
     "periodic_remove": f"({_RUNS_TOO_LONG}) || ({_IS_HELD_TOO_LONG})",
-    "MY.PeriodicRemoveReason": (
-        f"ifThenElse(JobStatus == 5, {quoted(remove_reason('It was held too long.', HELD_TOO_LONG))}"
-        f", {quoted(remove_reason('It ran too long.', RAN_TOO_LONG))})"
-    ),
+    "MY.PeriodicRemoveReason": f"ifThenElse(JobStatus == 5, {_WHY_HELD}, {_WHY_RUN})",
 }
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]+")

@@ -5,6 +5,7 @@ manual, "Job Event Log Codes". Its times are local, as HTCondor writes them by d
 """
 
 import re
+from collections import Counter
 from datetime import datetime
 
 _EVENT = re.compile(r"^(\d{3}) \(", re.MULTILINE)
@@ -38,10 +39,7 @@ def terminated(
     user_s, system_s : float
         Processor time that the job used, seconds.
     """
-    if exit_signal is None:
-        how = [f"\t(1) Normal termination (return value {exit_code})"]
-    else:
-        how = [f"\t(0) Abnormal termination (signal {exit_signal})", "\t(0) No core file"]
+    how = _how(exit_code, exit_signal)
     used = f"\t\tUsr {_days(user_s)}, Sys {_days(system_s)}  -  "
     none = f"\t\tUsr {_days(0)}, Sys {_days(0)}  -  "
     return _event(
@@ -61,14 +59,45 @@ def terminated(
     )
 
 
+def requeued(
+    cluster_id: int,
+    time: datetime,
+    *,
+    exit_code: int | None,
+    exit_signal: int | None,
+    user_s: float,
+    system_s: float,
+) -> str:
+    """Event 004 as it is when a job that ended is run again; parameters as of `terminated`."""
+    return _event(
+        4,
+        cluster_id,
+        time,
+        "Job was evicted.",
+        "\t(0) Job terminated and was requeued",
+        f"\t\tUsr {_days(user_s)}, Sys {_days(system_s)}  -  Run Remote Usage",
+        f"\t\tUsr {_days(0)}, Sys {_days(0)}  -  Run Local Usage",
+        "\t0  -  Run Bytes Sent By Job",
+        "\t0  -  Run Bytes Received By Job",
+        *_how(exit_code, exit_signal),
+        "\tIt is run again (max_retries).",
+    )
+
+
 def aborted(cluster_id: int, time: datetime, reason: str) -> str:
     """Event 009: the job was taken out of the queue."""
     return _event(9, cluster_id, time, "Job was aborted.", "\t" + " ".join(reason.split()))
 
 
-def events_in(text: str) -> frozenset[int]:
-    """The numbers of the events that a user log holds."""
-    return frozenset(int(number) for number in _EVENT.findall(text))
+def events_in(text: str) -> Counter[int]:
+    """The numbers of the events that a user log holds, and how often each is in it."""
+    return Counter(int(number) for number in _EVENT.findall(text))
+
+
+def _how(exit_code: int | None, exit_signal: int | None) -> list[str]:
+    if exit_signal is None:
+        return [f"\t(1) Normal termination (return value {exit_code})"]
+    return [f"\t(0) Abnormal termination (signal {exit_signal})", "\t(0) No core file"]
 
 
 def _event(number: int, cluster_id: int, time: datetime, *lines: str) -> str:

@@ -30,7 +30,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ocps_jobmanager.models import Resources
+from ocps_jobmanager.models import Limits, Resources
 from ocps_jobmanager.schedulers.base import (
     LaunchRequest,
     Scheduler,
@@ -107,6 +107,7 @@ class Site(ABC):
         *,
         environment: Mapping[str, str] = PATH,
         resources: Resources | None = None,
+        limits: Limits | None = None,
     ) -> LaunchRequest:
         """A job that runs `script` (bash), with the files and directories that a job gets."""
         job_id = uuid.uuid4().hex
@@ -126,6 +127,7 @@ class Site(ABC):
             err=logs / f"{job_id}.err",
             log=logs / f"{job_id}.log",
             resources=resources or Resources(),
+            limits=limits or Limits(),
         )
         for path in (request.out, request.err, request.log):
             path.touch()
@@ -194,6 +196,16 @@ class Server:
             return job if job is not None and job.status in statuses else None
 
         return await until_true(found, self._deadline_s)
+
+    async def until_start(self, request: LaunchRequest, number: int) -> SchedulerJob:
+        """The first news of this start of the job."""
+        async with asyncio.timeout(self._deadline_s):
+            while True:
+                self._changed.clear()
+                for job in self.of(request):
+                    if (job.num_starts or 0) >= number:
+                        return job
+                await self._changed.wait()
 
     async def run(self, request: LaunchRequest) -> SchedulerJob:
         """Submit a job and wait for its end."""
@@ -285,6 +297,101 @@ class SchedulerContract:
                 assert (done.exit_code, done.exit_signal) == (None, 9)
 
         asyncio.run(scenario())
+
+    def test_a_script_that_fails_is_run_again_as_often_as_is_allowed(self, site: Site) -> None:
+        async def scenario() -> None:
+            async with site.server() as server:
+                # Each run waits for a file of its own, so that each is seen.
+                script = (
+                    'echo x >> ledger; n=$(wc -l < ledger); echo "run $n"\n'
+                    "until [ -e go$n ]; do sleep 0.05; done; exit $((40 + n))"
+                )
+                request = site.make_request(script, limits=Limits(max_retries=2))
+                await server.scheduler.submit(request)
+                starts = []
+                for number in (1, 2, 3):
+                    seen = await server.until_start(request, number)
+                    assert seen.status is not SchedulerStatus.COMPLETED
+                    assert seen.num_starts == number
+                    await asyncio.to_thread((request.initial_dir / f"go{number}").touch)
+                    starts.append(server.known(request).time_started)
+                done = await server.until(request, SchedulerStatus.COMPLETED)
+                assert (done.exit_code, done.exit_signal, done.num_starts) == (43, None, 3)
+                assert starts == sorted(starts)  # type: ignore[type-var]
+                assert server.known(request).time_started == done.time_started
+            assert await count_starts(request) == 3
+            await self.check_output(request, "run 3\n")
+
+        asyncio.run(scenario())
+
+    def test_a_script_that_succeeds_is_not_run_again(self, site: Site) -> None:
+        async def scenario() -> None:
+            async with site.server() as server:
+                second = 'echo x >> ledger; [ "$(wc -l < ledger)" = 2 ]'
+                request = site.make_request(second, limits=Limits(max_retries=5))
+                done = await server.run(request)
+                assert (done.exit_code, done.num_starts) == (0, 2)
+            assert await count_starts(request) == 2
+
+        asyncio.run(scenario())
+
+    def test_a_signal_is_a_failure_after_which_it_is_run_again(self, site: Site) -> None:
+        async def scenario() -> None:
+            async with site.server() as server:
+                script = "echo x >> ledger; kill -KILL $$"
+                request = site.make_request(script, limits=Limits(max_retries=1))
+                done = await server.run(request)
+                assert (done.exit_code, done.exit_signal, done.num_starts) == (None, 9, 2)
+            assert await count_starts(request) == 2
+
+        asyncio.run(scenario())
+
+    def test_a_job_that_is_removed_is_not_run_again(self, site: Site) -> None:
+        async def scenario() -> None:
+            async with site.server() as server:
+                script = "trap 'exit 7' TERM\n" + GATED
+                request = site.make_request(script, limits=Limits(max_retries=9))
+                await server.scheduler.submit(request)
+                await server.until(request, SchedulerStatus.RUNNING)
+                await until_true(lambda: is_started(request))
+                await server.scheduler.remove(request.job_id, REASON, CODE)
+                removed = await server.until(request, SchedulerStatus.REMOVED)
+                assert removed.reason_code == CODE
+            await until_true(lambda: is_gone(request))
+            assert await count_starts(request) == 1
+
+        asyncio.run(scenario())
+
+    def test_the_next_server_is_told_of_starts_that_it_missed(self, site: Site) -> None:
+        async def scenario() -> None:
+            script = (
+                "echo x >> ledger; n=$(wc -l < ledger)\n"
+                "until [ -e go$n ]; do sleep 0.05; done; exit $n"
+            )
+            request = site.make_request(script, limits=Limits(max_retries=2))
+            async with site.server() as server:
+                queued = await server.scheduler.submit(request)
+                await server.until_start(request, 1)
+            await asyncio.to_thread((request.initial_dir / "go1").touch)
+
+            async def runs_again() -> bool:
+                return await count_starts(request) == 2
+
+            await until_true(runs_again)
+            async with site.server() as server:
+                server.scheduler.track(request.job_id, queued.cluster_id, queued.proc_id)
+                await server.until_start(request, 2)
+                for number in (2, 3):
+                    await asyncio.to_thread((request.initial_dir / f"go{number}").touch)
+                done = await server.until(request, SchedulerStatus.COMPLETED)
+                assert (done.exit_code, done.num_starts) == (3, 3)
+            assert await count_starts(request) == 3
+
+        asyncio.run(scenario())
+
+    @staticmethod
+    async def check_output(request: LaunchRequest, wanted: str) -> None:
+        """What a job has written to its standard output; not every stand-in keeps it."""
 
     def test_jobs_get_ids_of_their_own_and_their_own_news(self, site: Site) -> None:
         async def scenario() -> None:
@@ -544,6 +651,10 @@ NASTY = (
 
 class ExecutionContract(SchedulerContract):
     """Beside the rules: what a job finds where it runs, and what it leaves."""
+
+    @staticmethod
+    async def check_output(request: LaunchRequest, wanted: str) -> None:
+        assert await asyncio.to_thread(request.out.read_text) == wanted
 
     @staticmethod
     def environment_of(site: Site, wanted: Mapping[str, str]) -> dict[str, str]:

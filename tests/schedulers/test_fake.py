@@ -43,6 +43,21 @@ class FakeSite(Site):
             self._tasks.add(task)
 
     async def _live(self, request: LaunchRequest) -> None:
+        for _ in range(1 + request.limits.max_retries):
+            code = await self._run_once(request)
+            if code == 0 or request.job_id in self.queue.removals:
+                break
+        self.queue.set_status(
+            request.job_id,
+            SchedulerStatus.REMOVED
+            if request.job_id in self.queue.removals
+            else SchedulerStatus.COMPLETED,
+            **({"exit_code": code} if code >= 0 else {"exit_signal": -code}),
+        )
+
+    async def _run_once(self, request: LaunchRequest) -> int:
+        if request.job_id in self._jobs:
+            self.queue.set_status(request.job_id, SchedulerStatus.IDLE)
         process = await asyncio.to_thread(
             subprocess.Popen,
             [request.executable],
@@ -53,14 +68,7 @@ class FakeSite(Site):
         if request.job_id in self.queue.removals:
             self._end(request.job_id)
         self.queue.set_status(request.job_id, SchedulerStatus.RUNNING)
-        code = await asyncio.to_thread(process.wait)
-        self.queue.set_status(
-            request.job_id,
-            SchedulerStatus.REMOVED
-            if request.job_id in self.queue.removals
-            else SchedulerStatus.COMPLETED,
-            **({"exit_code": code} if code >= 0 else {"exit_signal": -code}),
-        )
+        return await asyncio.to_thread(process.wait)
 
     def _end(self, job_id: str) -> None:
         os.kill(self._jobs[job_id].pid, signal.SIGTERM)

@@ -1,6 +1,7 @@
 """The local scheduler: the rules of all, and what only a machine of its own can break."""
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -478,6 +479,18 @@ def test_a_job_that_ran_when_the_machine_stopped_is_told_so(site: LocalSite) -> 
     asyncio.run(scenario())
 
 
+async def is_unlocked(path: Path) -> bool:
+    def look() -> bool:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    return await asyncio.to_thread(look)
+
+
 def test_a_number_that_became_another_process_s_is_not_taken_for_the_launcher(
     site: LocalSite,
 ) -> None:
@@ -490,6 +503,7 @@ def test_a_number_that_became_another_process_s_is_not_taken_for_the_launcher(
         await until_true(lambda: is_gone(request))
         other = await asyncio.to_thread(subprocess.Popen, ["/bin/sleep", "1000"])
         started = site.state / request.job_id / STARTED
+        await until_true(lambda: is_unlocked(started))  # the kernel has let all of it go
         started.write_text(json.dumps({**json.loads(started.read_text()), "pid": other.pid}))
         try:
             assert site.folders.attach(request.job_id) is None

@@ -62,10 +62,10 @@ def test_no_reason_can_forge_an_event() -> None:
         "009 (007.000.000) 2026-01-02 00:04:05 Job was aborted.\n"
         "\tBecause. ... 005 (007.000.000) Job terminated.\n...\n"
     )
-    assert user_log.events_in(text) == {9}
+    assert user_log.events_in(text) == {9: 1}
 
 
 def test_the_events_of_a_log_are_recognised() -> None:
-    text = user_log.submitted(7, TIME, "crater") + user_log.executing(7, TIME, "crater")
-    assert user_log.events_in(text) == {0, 1}
-    assert user_log.events_in("") == set()
+    text = user_log.submitted(7, TIME, "crater") + 2 * user_log.executing(7, TIME, "crater")
+    assert user_log.events_in(text) == {0: 1, 1: 2}
+    assert user_log.events_in("") == {}
