@@ -12,11 +12,13 @@ import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import tornado.web
 from tornado.httpclient import AsyncHTTPClient
 
+from ocps_jobmanager.cleaner import Cleaner
 from ocps_jobmanager.code import CodeStore
 from ocps_jobmanager.config import (
     MonitorKey,
@@ -76,6 +78,8 @@ class AppParts:
     ----------
     probe_key : str
         What the server calls its own callback with.
+    keep : timedelta or None
+        How long ended jobs are kept; None: for ever.
     """
 
     manager: JobManager
@@ -83,6 +87,7 @@ class AppParts:
     checks: Mapping[str, Callable[[], Health]]
     probe_key: str
     clock: Clock
+    keep: timedelta | None = None
 
 
 def make_app(
@@ -102,14 +107,14 @@ def make_app(
         Keep the monitors' keys out of the log.
     """
     manager = {"manager": parts.manager}
-    with_clock = {**manager, "clock": parts.clock}
+    for_uws = {**manager, "clock": parts.clock, "keep": parts.keep}
     with_layout = {**manager, "layout": parts.layout}
     with_probe = {**manager, "probe_key": parts.probe_key}
     return Application(
         [
             (rf"{base_path}/job", JobHandler, with_layout),
             (rf"{base_path}/job/list/([^/]*)", JobListHandler, manager),
-            (rf"{base_path}/job/([^/]*)", UwsJobHandler, with_clock),
+            (rf"{base_path}/job/([^/]*)", UwsJobHandler, for_uws),
             (rf"{base_path}/monitor/complete", MonitorCompleteHandler, with_probe),
             (
                 rf"{base_path}/openapi.json",
@@ -276,6 +281,10 @@ class Server:
         self._stack.push_async_callback(_close_parts, manager, monitors, scheduler)
         await scheduler.start(manager.take_news)
         await manager.start()
+        if (keep := settings.keep) is not None:
+            cleaner = self._make_cleaner(store, keep)
+            self._stack.push_async_callback(cleaner.close)
+            cleaner.start()
 
         parts = AppParts(
             manager=manager,
@@ -287,6 +296,7 @@ class Server:
             },
             probe_key=secrets.token_hex(16),
             clock=self._clock,
+            keep=settings.keep,
         )
         self._serve(parts, monitor_url)
         probe = asyncio.create_task(
@@ -350,11 +360,7 @@ class Server:
     ) -> JobManager:
         pad = LaunchPad(
             layout=self._layout,
-            log_dirs=LogDirs(
-                work_dir=self._layout.work_dir,
-                log_roots=self._settings.log_roots,
-                forbidden=(self._layout.outputs, self._layout.code, self._layout.state_dir),
-            ),
+            log_dirs=self._make_log_dirs(),
             server_environ=environ_for_jobs(self._settings, self._environ),
             account=await asyncio.to_thread(server_account),
         )
@@ -369,6 +375,22 @@ class Server:
                 key_is_job_id=self._settings.monitor_key is MonitorKey.JOB_ID,
                 max_waiting=self._settings.max_waiting,
             ),
+            clock=self._clock,
+        )
+
+    def _make_log_dirs(self) -> LogDirs:
+        return LogDirs(
+            work_dir=self._layout.work_dir,
+            log_roots=self._settings.log_roots,
+            forbidden=(self._layout.outputs, self._layout.code, self._layout.state_dir),
+        )
+
+    def _make_cleaner(self, store: JobStore, keep: timedelta) -> Cleaner:
+        return Cleaner(
+            store=store,
+            layout=self._layout,
+            log_dirs=self._make_log_dirs(),
+            keep=keep,
             clock=self._clock,
         )
 
@@ -403,6 +425,7 @@ class Server:
             next_cluster_id=store.next_cluster_id,
             clock=self._clock,
             cores=cores,
+            unfinished_among=store.unfinished_among,
         )
 
 

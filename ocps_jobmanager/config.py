@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -386,6 +387,11 @@ class Settings(BaseSettings):
         if problems:
             raise StartupError("\n".join(problems))
         return settings
+
+    @property
+    def keep(self) -> timedelta | None:
+        """How long ended jobs are kept; None: for ever."""
+        return timedelta(days=self.keep_days) or None
 
     def url(self, port: int) -> str:
         """The URL that clients see when the server listens on `port`."""

@@ -20,6 +20,7 @@ from ocps_jobmanager.errors import (
     UnavailableError,
 )
 from ocps_jobmanager.layout import LogPaths
+from ocps_jobmanager.removal import remove_file
 from ocps_jobmanager.submission import why_refused
 
 _DIRECTORY_MODE = 0o750
@@ -147,6 +148,23 @@ class LogDirs:
                 f"The job's log files can't be written ({error.strerror})."
             ) from None
 
+    def remove_files(self, paths: LogPaths) -> None:
+        """Remove a job's log files, as far as they are there, durably. The directory stays.
+
+        Nothing is removed where the directory is gone, or may not be used any more.
+
+        Raises
+        ------
+        OSError
+            They can't be removed.
+        """
+        with contextlib.suppress(_NotAllowedError, FileNotFoundError, NotADirectoryError):
+            place = self._allowed(paths.out.parent)
+            with self._opened(place, make=False) as directory:
+                for path in (paths.out, paths.err, paths.log):
+                    remove_file(path.name, directory)
+                _sync(directory)
+
     def _allowed(self, path: Path) -> Path:
         """`path` with its links resolved, those on the way to its root excepted."""
         # Not Path.resolve: that raises for a loop of links, which is found when it is opened.
@@ -164,15 +182,16 @@ class LogDirs:
         raise _NotAllowedError("must lie under one of the log roots (OCPS_LOG_ROOTS)")
 
     @contextlib.contextmanager
-    def _opened(self, path: Path) -> Iterator[int]:
-        """A descriptor of an allowed directory; what is missing on the way is made."""
+    def _opened(self, path: Path, *, make: bool = True) -> Iterator[int]:
+        """A descriptor of an allowed directory; what is missing on the way is made, or not."""
         # The nearest: a root may lie within another, behind a link.
         root = max((r for r in self._roots if path.is_relative_to(r)), key=lambda r: len(r.parts))
-        root.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
+        if make:
+            root.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
         directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in path.relative_to(root).parts:
-                below = _open_below(name, directory)
+                below = _open_below(name, directory, make=make)
                 os.close(directory)
                 directory = below
             yield directory
@@ -184,13 +203,14 @@ def _refusal(why: str) -> InvalidRequestError:
     return InvalidRequestError([Problem("log_dir", why)])
 
 
-def _open_below(name: str, directory: int) -> int:
-    """Open a directory in another, and make it if it is not there."""
+def _open_below(name: str, directory: int, *, make: bool) -> int:
+    """Open a directory in another; if it is not there, make it or fail."""
     flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(name, flags | os.O_PATH, dir_fd=directory)
     except FileNotFoundError:
-        pass
+        if not make:
+            raise
     try:
         os.mkdir(name, _DIRECTORY_MODE, dir_fd=directory)
     except FileExistsError:  # somebody else was faster
@@ -202,6 +222,15 @@ def _open_below(name: str, directory: int) -> int:
         os.close(made)
         raise
     return made
+
+
+def _sync(directory: int) -> None:
+    with contextlib.suppress(PermissionError):  # it may be written to, but not read
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            os.fsync(readable)
+        finally:
+            os.close(readable)
 
 
 def _write_test(directory: int) -> None:
