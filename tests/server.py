@@ -58,9 +58,14 @@ class ServerProcess:
         Holds everything: job types, work directory, log.
     environ : mapping of str to str
         Further settings; they win.
+    user_info : str
+        In the URLs that the server is asked with: ``name:token@``.
     """
 
-    def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, environ: Mapping[str, str] | None = None, *, user_info: str = ""
+    ) -> None:
+        self.user_info = user_info
         self.home = directory / "home"
         self.work = directory / "work"
         self.log_path = directory / "server.log"
@@ -133,7 +138,8 @@ class ServerProcess:
             return re.search(r"Running at ([^/\s]+)(/\S*)\n", self.log()[seen:])
 
         where = wait_until(listening, "the server says where it listens")
-        self.root = f"http://{where[1]}"
+        scheme = self.environ.get("API_PROTOCOL", "http")
+        self.root = f"{scheme}://{self.user_info}{where[1]}"
         self.url = self.root + where[2]
         wait_until(self._answers, "the server answers")
 
