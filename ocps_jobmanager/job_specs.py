@@ -32,7 +32,12 @@ _OURS = frozenset({"JOB_ID", "JOB_OUTPUT_DIR", "JOB_SOURCE_DIR", "SRC_GIT_URL", 
 #: A setting that is meant for jobs, and may be handed on to them.
 _FOR_GETENV = frozenset({"OCPS_STACK_SETUP"})
 #: Set by HTCondor, whatever a job asks for (measured with 23.9).
-_HTCONDORS = frozenset({"TMPDIR", "TEMP", "TMP", "BATCH_SYSTEM", "CUDA_VISIBLE_DEVICES"})
+_HTCONDORS = frozenset(
+    {
+        *("TMPDIR", "TEMP", "TMP", "BATCH_SYSTEM", "CUDA_VISIBLE_DEVICES"),
+        *("APPTAINER_CACHEDIR", "SINGULARITY_CACHEDIR"),
+    }
+)
 
 _RESOURCES = ("request_cpus", "request_memory", "request_disk")
 _LIMITS = ("max_run_time", "hold_limit", "max_retries")

@@ -12,6 +12,7 @@ little, the C modules beneath the usual ones. ``json`` (it brings ``re`` and ``e
 half to the memory of each, ``http.client`` would triple it, and take 15 ms when all wake up.
 """
 
+import _signal  # type: ignore[import-not-found]  # the one without enum
 import _thread
 import posix
 import select
@@ -382,6 +383,8 @@ def main(arguments: list[str]) -> int:
     int
         The exit status: 0 when the Job Manager knows or is gone, 2 for a wrong start.
     """
+    # Python's own handler would wait for the next look if the signal came just before it sleeps.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     try:
         job_id, url = parse_arguments(arguments)
         server = Server()
@@ -394,6 +397,4 @@ def main(arguments: list[str]) -> int:
         return 2
     except ServerGoneError:
         return 0
-    except KeyboardInterrupt:
-        return 130
     return 0

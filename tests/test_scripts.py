@@ -290,14 +290,13 @@ def test_the_tests_can_be_run_from_a_bare_checkout(checkout: Tree) -> None:
     assert " passed in " in done.stdout
 
 
-STACK = """
-stack=$(mktemp -d "${TMPDIR:-/tmp}/stack-XXXXXX")
-for name in make_apdb.py ap_pipe.py; do
-    printf '#!/bin/bash\\necho "$(basename "$0") $*"\\n' >"$stack/$name"
-    chmod +x "$stack/$name"
-done
-PATH=$stack:$PATH
-"""
+def make_stack(checkout: Tree, folder: Path) -> None:
+    """Programs that stand in for the pipelines', and the script that sets them up: `site.sh`."""
+    folder.mkdir()
+    for name in ("make_apdb.py", "ap_pipe.py"):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
+        (folder / name).chmod(0o755)
+    (checkout.path / "site.sh").write_text(f'PATH="{folder}:$PATH"\n')
 
 
 @pytest.mark.timeout(600)
@@ -319,8 +318,8 @@ def test_a_person_runs_the_server_and_the_client_from_a_bare_checkout(
     example = (checkout.path / "config.example.yaml").read_text()
     config = example.replace("/datasets/des_sn/repo_Y3/", f"{repo}/")
     (checkout.path / "config.yaml").write_text(config)
-    (checkout.path / "site.sh").write_text(STACK)
-    stack = {"OCPS_STACK_SETUP": "site.sh", "TMPDIR": str(tmp_path)}
+    make_stack(checkout, tmp_path / "a stack")
+    stack = {"OCPS_STACK_SETUP": "site.sh"}
 
     settings = {"API_PORT": "0", "OCPS_POLL_INTERVAL": "0.1", "OCPS_SCHEDULER": "local"}
     server = checkout.start("launch_job_manager.sh", **settings, **stack)

@@ -193,25 +193,30 @@ class Log:
         self.path = path
         self.offset = offset
         self._size = -1
+        self._inode = -1
         self._log: htcondor2.JobEventLog | None = None
 
     def read(self, names: list[str], at_most: int) -> list[Frame]:
         """The next job ads that events carry, with the ``names``; none if there is nothing new."""
         try:
-            size = os.stat(self.path).st_size  # noqa: PTH116
+            now = os.stat(self.path)  # noqa: PTH116
         except FileNotFoundError:
             return []
-        if size == self._size:
+        is_other = now.st_ino != self._inode
+        if now.st_size == self._size and not is_other:
             return []
-        if self._log is None or size < self.offset:
-            self._open(0 if size < self.offset else self.offset)
+        if is_other or now.st_size < self.offset:
+            # Somebody has replaced or cut it: HTCondor's reader would wait for ever.
+            resumes = self._log is None and now.st_size >= self.offset
+            self._open(self.offset if resumes else 0)
+            self._inode = now.st_ino
         ads: list[Frame] = []
         for event in self._events():
             if int(event.type) == _JOB_AD_INFORMATION:
                 ads.append(plain(event, names))
                 if len(ads) == at_most:
                     return ads  # there may be more: the size is not taken as read
-        self._size = size
+        self._size = now.st_size
         return ads
 
     def close(self) -> None:

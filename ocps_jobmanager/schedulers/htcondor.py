@@ -60,7 +60,8 @@ _OVERLAP_S = 60
 _HISTORY_MARGIN = timedelta(days=1)
 _LOCK_RETRY_S = 0.2
 _RETRY_S = 1.0
-_LAST_RETRY_S = 10.0
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 5.0
 _CLOSE_GRACE_S = 3.0
 
 
@@ -410,13 +411,14 @@ class HTCondorScheduler:
         if not news:
             return
         assert self._sink is not None, "not started"
-        delay_s = _RETRY_S
+        delay_s = _FIRST_RETRY_S
         async with self._delivery:
             while True:
                 try:
                     await self._sink(news)
-                except Exception:
-                    logger.exception("News of %d jobs could not be stored; again soon", len(news))
+                except Exception as error:  # noqa: BLE001
+                    # The sink's part, whatever it is: the news must not get lost over it.
+                    logger.warning("News of %d jobs could not be taken: %s", len(news), error)
                     await asyncio.sleep(delay_s)
                     delay_s = min(2 * delay_s, _LAST_RETRY_S)
                 else:

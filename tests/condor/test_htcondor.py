@@ -372,22 +372,3 @@ def test_children_that_die_are_replaced(site: CondorSite) -> None:
         assert not workers()
 
     asyncio.run(scenario())
-
-
-def test_without_the_bindings_it_says_so(site: CondorSite, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        python = tmp_path / "python"
-        python.write_text("#!/bin/sh\nexit 1\n")
-        python.chmod(0o755)
-        site.python = python
-        async with site.server() as server:
-
-            async def is_told() -> bool:
-                return "does not start" in server.scheduler.health().detail
-
-            await until_true(is_told, site.deadline_s)
-            assert not server.scheduler.health().ok
-            with pytest.raises(SchedulerUnavailableError):
-                await server.scheduler.submit(site.make_request("exit 0"))
-
-    asyncio.run(scenario())

@@ -186,10 +186,9 @@ def test_no_value_is_a_submit_command_and_the_schedd_stays_up(
 
 
 def _registry(repo: Path) -> None:
-    """A Butler registry with the DECam schema; the real one where the tests are given it."""
+    """A Butler registry with the DECam schema; a real one where OCPS_TEST_REGISTRY names it."""
     repo.mkdir()
-    real = PROJECT.parent / "shared" / "data" / "decam-registry.sqlite3"
-    if real.is_file():
+    if real := os.environ.get("OCPS_TEST_REGISTRY"):
         shutil.copy(real, repo / "registry.sqlite3")
         return
     with contextlib.closing(sqlite3.connect(repo / "registry.sqlite3")) as registry:
