@@ -362,6 +362,7 @@ def test_the_schema_of_the_body_is_that_of_the_documentation():
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["type", "env", "log_dir"]
     env = schema["properties"]["env"]
-    assert (env["type"], env["additionalProperties"]["type"]) == ("object", ["string", "number"])
+    values = [kind["type"] for kind in env["additionalProperties"]["anyOf"]]
+    assert (env["type"], values) == ("object", ["string", "number"])
     assert schema["properties"]["run_id"]["type"] == "string"
     assert schema["properties"]["run_id"]["maxLength"] == 63

@@ -14,6 +14,7 @@ from ocps_jobmanager.models import JobState
 
 #: How long the callback waits for the job to be in the scheduler's queue.
 _LAUNCH_WAIT_S = 2.0
+_MOST_FIELDS = 8
 
 
 class CallbackBody(TypedDict):
@@ -73,7 +74,7 @@ class MonitorCompleteHandler(BaseHandler):
         """Find the key in the query, or in the body, as JSON or as a form."""
         key: object = self.query("id")
         if key is None and self.content_type() == "application/x-www-form-urlencoded":
-            values = parse_qs(self.body().decode(errors="replace"), max_num_fields=8).get("id")
+            values = _form(self.body()).get("id")
             key = values[-1] if values else None
         elif key is None and self.body():
             body = self.json_body()
@@ -81,3 +82,10 @@ class MonitorCompleteHandler(BaseHandler):
         if not isinstance(key, str) or not key.strip():
             raise InvalidRequestError([Problem("id", "is required")])
         return key.strip()
+
+
+def _form(body: bytes) -> dict[str, list[str]]:
+    try:
+        return parse_qs(body.decode(errors="replace"), max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise InvalidRequestError([Problem("body", "has too many fields")]) from None
