@@ -1,7 +1,9 @@
 """A whole server, its limits and what it clears away, on this machine alone."""
 
+import fcntl
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +148,36 @@ def test_this_machine_lets_the_tests_have_their_limits() -> None:
     """Otherwise the others say nothing."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == resource.RLIM_INFINITY or hard >= 6500
+
+
+def test_a_folder_that_a_killed_server_left_goes_with_the_next_start(tmp_path: Path) -> None:
+    """It was killed after the end of the job was recorded, before its folder was deleted."""
+    with ServerProcess(tmp_path) as server:
+        job_id = server.submit(THEN=f"while [ ! -e '{tmp_path}/go' ]; do sleep 0.05; done")
+        server.data_arrive(job_id)
+        server.until(job_id, "running")
+        server.kill()
+        (tmp_path / "go").touch()
+        folder = server.work / "state" / "local" / job_id
+        wait_until((folder / "status").exists, "the job has ended")
+        wait_until(lambda: not_locked(folder / "started"), "its launcher, too")
+        shutil.copytree(folder, tmp_path / "copy")
+        server.start()
+        job = server.ended(job_id)
+        assert job["state"] == "completed", "while its end is not recorded its folder is needed"
+        wait_until(lambda: not folder.exists(), "the folder is deleted")
+        server.kill()
+        shutil.copytree(tmp_path / "copy", folder)
+        server.start()
+        wait_until(lambda: not folder.exists(), "the folder is deleted again")
+        assert server.job(job_id) == job
+        assert server.runs() == [job_id]
+
+
+def not_locked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
