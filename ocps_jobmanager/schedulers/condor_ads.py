@@ -50,6 +50,7 @@ ATTRIBUTES = (
     "RemoteHost",
     "LastRemoteHost",
     "NumJobStarts",
+    "NumJobCompletions",
     "MemoryUsage",
 )
 #: Queue answers carry it unasked: the schedd's time, seconds since 1970.
@@ -221,8 +222,10 @@ def _reason(ad: Ad, status: SchedulerStatus) -> tuple[str | None, int | None]:
 
 def _num_starts(ad: Ad, status: SchedulerStatus) -> int | None:
     starts = ad.get("NumJobStarts")
-    # The queue's count may lag behind while a job runs.
-    return max(starts or 0, 1) if status in _STARTED else starts
+    if status not in _STARTED:
+        return starts
+    # The queue's count lags behind while a job runs; that of the runs that ended does not.
+    return max(starts or 0, ad.get("NumJobCompletions", 0) + 1)
 
 
 def _memory_mb(ad: Ad) -> int | None:
