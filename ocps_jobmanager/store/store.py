@@ -301,10 +301,12 @@ class JobStore:
             At most so many.
         """
         end, seq = schema.job.c.time_completed, schema.job.c.seq
-        query = sa.select(schema.job).where(schema.job.c.state.in_(_ENDED), end <= time)
+        # An expression, or SQLite takes the index of the states and sorts all ended jobs each time.
+        has_ended = (schema.job.c.state + "").in_(_ENDED)
+        query = sa.select(schema.job).where(end <= time, has_ended)
         if after is not None:
             last = after.time_completed
-            query = query.where(sa.or_(end > last, sa.and_(end == last, seq > after.seq)))
+            query = query.where(end >= last, sa.or_(end > last, seq > after.seq))
         query = query.order_by(end, seq).limit(limit)
         return await self._database.read(
             lambda connection: [job_of(row) for row in connection.execute(query)]
@@ -404,7 +406,9 @@ def _check_room(connection: sa.Connection, max_waiting: int) -> None:
         sa.select(sa.func.count()).where(schema.job.c.state == JobState.WAITING.value)
     ).scalar_one()
     if waiting >= max_waiting:
-        raise TooManyWaitingError(f"{waiting} jobs wait for their data already; try again later.")
+        raise TooManyWaitingError(
+            f"As many jobs as may ({max_waiting}) wait for their data already; try again later."
+        )
 
 
 def _select(connection: sa.Connection, job_id: str) -> Job | None:

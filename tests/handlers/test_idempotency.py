@@ -114,7 +114,7 @@ async def test_too_many_waiting_is_429_with_a_time_to_come_back(fetch: Fetch, wo
     assert int(response.headers["Retry-After"]) > 0
     assert answer == {
         "status": "error",
-        "msg": "1 jobs wait for their data already; try again later.",
+        "msg": "As many jobs as may (1) wait for their data already; try again later.",
         "job_id": None,
         "cluster_id": None,
     }

@@ -6,7 +6,7 @@ import itertools
 import sqlite3
 import stat
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from ocps_jobmanager.errors import StartupError, UnavailableError
+from ocps_jobmanager.errors import (
+    KeyReusedError,
+    StartupError,
+    TooManyWaitingError,
+    UnavailableError,
+)
 from ocps_jobmanager.models import (
     FINAL_STATES,
     TRANSITIONS,
+    IdempotencyKey,
     JobState,
     Removal,
     Transition,
@@ -190,6 +196,109 @@ def test_unfinished_is_what_a_start_takes_up(path: Path) -> None:
         ids = {state: await _in_state(store, state) for state in S}
         unfinished = {job.id for job in await store.unfinished()}
         assert unfinished == {ids[state] for state in S if state not in FINAL_STATES}
+
+    with_store(path, scenario)
+
+
+async def _ended_at(store: JobStore, time: datetime, state: JobState = S.COMPLETED) -> str:
+    job_id = await _in_state(store, S.RUNNING)
+    await store.record([Transition(job_id=job_id, to=state, details={"time_completed": time})])
+    return job_id
+
+
+def test_pages_of_what_ended_long_ago_in_the_order_of_the_ends(path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        then = utc_now() - timedelta(days=30)
+        for state in S:
+            if state not in FINAL_STATES:
+                await _in_state(store, state)
+        await _ended_at(store, then + timedelta(milliseconds=2))
+        # Three ends in the same millisecond, and an earlier one of the job that came last.
+        ids = [await _ended_at(store, then) for _ in range(2)]
+        ids.append(await _ended_at(store, then, S.REMOVED))
+        ids.insert(0, await _ended_at(store, then - timedelta(days=1), S.FAILED))
+        pages, last = [], None
+        while page := await store.ended_before(then, after=last, limit=2):
+            pages.append([job.id for job in page])
+            last = page[-1]
+        assert pages == [ids[:2], ids[2:]]
+
+    with_store(path, scenario)
+
+
+def test_looking_for_what_ended_long_ago_does_not_sort_everything(path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        statements = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+            statements.append((statement, values))
+
+        sa.event.listen(store._database._engine, "before_cursor_execute", note)
+        last = await store.get(await _ended_at(store, utc_now()))
+        await store.ended_before(utc_now(), after=last, limit=2)
+        statement, values = statements[-1]
+        plan = await store._database.read(
+            lambda connection: connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {statement}", values
+            ).all()
+        )
+        assert [row.detail for row in plan] == [
+            "SEARCH job USING INDEX job_by_end (time_completed>? AND time_completed<?)"
+        ]
+
+    with_store(path, scenario)
+
+
+def test_a_deleted_job_leaves_nothing_and_its_number_is_not_given_again(path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        key = IdempotencyKey(owner="", key="k", body_sha256="0" * 64)
+        old = await store.add(new_job(), key=key)
+        await store.record([Transition(job_id=old.id, to=S.REMOVED)])
+        waiting = await store.add(new_job())
+        await store.delete_ended([old.id, waiting.id, "nobody"])
+        assert await store.get(old.id) is None
+        assert await store.history(old.id) == []
+        assert await store.by_idempotency_key(key) is None
+        assert await store.by_monitor_key(old.monitor_key) is None
+        assert await store.get(waiting.id) == waiting
+        assert len(await store.history(waiting.id)) == 1
+        await store.record([Transition(job_id=waiting.id, to=S.REMOVED)])
+        events = await store.history(waiting.id)
+        await store.delete_ended([waiting.id])
+        later = await store.add(new_job())
+        assert later.seq > waiting.seq
+        assert (await store.history(later.id))[0].number > events[-1].number
+
+    with_store(path, scenario)
+
+
+def test_unfinished_among_some(path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        ids = {state: await _in_state(store, state) for state in S}
+        unfinished = await store.unfinished_among([*ids.values(), "nobody"] * 200)
+        assert unfinished == {ids[state] for state in S if state not in FINAL_STATES}
+
+    with_store(path, scenario)
+
+
+def test_a_key_is_stored_with_its_job_or_not_at_all(path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        key = IdempotencyKey(owner="alice", key="k", body_sha256="0" * 64)
+        other_body = dataclasses.replace(key, body_sha256="1" * 64)
+        assert await store.by_idempotency_key(key) is None
+        await store.add(new_job(), max_waiting=2)
+        first = await store.add(new_job(), key=key, max_waiting=2)
+        refused = new_job()
+        with pytest.raises(TooManyWaitingError):
+            await store.add(refused, key=dataclasses.replace(key, key="l"), max_waiting=2)
+        assert await store.get(refused.id) is None
+        assert await store.by_idempotency_key(dataclasses.replace(key, key="l")) is None
+        assert await store.add(new_job(), key=key, max_waiting=2) == first
+        for look in (store.by_idempotency_key(other_body), store.add(new_job(), key=other_body)):
+            with pytest.raises(KeyReusedError):
+                await look
+        assert await store.by_idempotency_key(dataclasses.replace(key, owner="bob")) is None
+        assert len(await store.unfinished()) == 2
 
     with_store(path, scenario)
 
