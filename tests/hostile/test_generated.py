@@ -7,9 +7,10 @@ import pytest
 from tests.hostile.generated import run
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("keys", [False, True], ids=["without keys", "with keys"])
 def test_whatever_is_asked_the_answer_is_as_described(tmp_path: Path, keys: bool) -> None:
-    figures = run(tmp_path, examples=40, seed=1, keys=keys)
-    assert figures.requests > 400
+    figures = run(tmp_path, examples=25, seed=1, keys=keys)
+    assert figures.requests > 300
     assert figures.accepted > 5
     assert {200, 400, 401, 404, 405} <= set(figures.answers)
