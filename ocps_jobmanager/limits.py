@@ -31,6 +31,9 @@ _TIMED = {
 }
 
 
+_PRECISION_S = 1.0
+
+
 def sentence(limit: Limit, job: Job) -> str:
     """Why a job was ended that went past a limit."""
     if limit is Limit.MAX_RUN_TIME:
@@ -148,15 +151,20 @@ class LimitTimers:
     def _is_later_start(self, job: Job, timed: _Timed) -> bool:
         """Whether a job that runs was started again; its time then begins anew.
 
-        How much later that was, the scheduler's own times tell.
+        How much later that was, the scheduler's own times tell; less than a second is none, but the
+        same time cut to another precision.
         """
+        known, told = timed.time_started, job.time_started
         later_s = 0.0
-        if job.time_started is not None and timed.time_started is not None:
-            later_s = (job.time_started - timed.time_started).total_seconds()
-        if later_s <= 0.0 and job.num_starts > timed.num_starts:
-            later_s = float("inf")
-        timed.num_starts, timed.time_started = job.num_starts, job.time_started
-        timed.since = min(self._now(), timed.since + max(0.0, later_s))
+        if known is not None and told is not None:
+            later_s = (told - known).total_seconds()
+        is_counted = job.num_starts > timed.num_starts
+        if known is None or later_s >= _PRECISION_S:
+            timed.time_started = told
+        if later_s < _PRECISION_S:
+            later_s = float("inf") if is_counted else 0.0
+        timed.num_starts = max(timed.num_starts, job.num_starts)
+        timed.since = min(self._now(), timed.since + later_s)
         return later_s > 0.0
 
     def _arm(self, job_id: str, timed: _Timed) -> None:

@@ -62,6 +62,30 @@ class ServerSuite:
         job = server.until(job_id, "removed")
         assert (job["phase"], job["reason"]) == ("aborted", "Removed on request.")
 
+    def test_a_script_that_fails_is_run_again(self, server: ServerProcess) -> None:
+        job = server.ended(server.submit("brief", THEN='exit $((40 + $(wc -l < "$LEDGER")))'))
+        assert (job["state"], job["exit_code"], job["num_starts"]) == ("completed", 43, 3)
+        assert job["reason"] == "The script ended with exit code 43."
+        assert server.runs() == 3 * [job["job_id"]]
+        assert job["time_queued"] <= job["time_started"] <= job["time_completed"]
+
+    def test_a_job_that_runs_too_long_has_failed(
+        self, server: ServerProcess, tmp_path: Path
+    ) -> None:
+        """Also while its server is away, and it is not run again for it."""
+        over = "It ran longer than 3 s (max_run_time) and was ended."
+        then = UNTIL_FILE.format(tmp_path / "never")
+        first, second = (server.submit("brief", THEN=then) for _ in range(2))
+        job = server.ended(first)
+        assert (job["state"], job["phase"], job["reason"]) == ("failed", "error", over)
+        server.ended(second)
+        third = server.submit("brief", THEN=then)
+        server.until(third, "running")
+        server.restart()
+        job = server.ended(third)
+        assert (job["state"], job["reason"]) == ("failed", over)
+        assert server.runs() == [first, second, third]
+
     def test_killed_with_jobs_in_every_state_nothing_is_lost_or_repeated(
         self, server: ServerProcess, tmp_path: Path
     ) -> None:

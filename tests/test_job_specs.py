@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ocps_jobmanager.errors import StartupError
 from ocps_jobmanager.job_specs import JobSpecsError, ScriptError, load_job_types, read_script
-from ocps_jobmanager.models import Resources
+from ocps_jobmanager.models import Limits, Resources
 
 
 @pytest.fixture
@@ -78,6 +78,9 @@ type:
     request_cpus: 4
     request_memory: 2GB
     request_disk: 1.5 mb
+    max_run_time: 2h
+    hold_limit: 90.5s
+    max_retries: 100
   a:
     script: jobs/a.sh
 """,
@@ -88,6 +91,8 @@ type:
     assert b.getenv == ("OCPS_STACK_SETUP", "_x1")
     assert b.data == ()
     assert b.resources == Resources(cpus=4, memory_mb=2048, disk_kb=1536)
+    assert b.limits == Limits(max_run_time_s=7200, hold_limit_s=91, max_retries=100)
+    assert types["a"].limits == Limits(max_run_time_s=None, hold_limit_s=3600, max_retries=0)
     assert types["a"].env == ()
     with pytest.raises(TypeError):
         types["c"] = b  # type: ignore[index]
@@ -374,3 +379,37 @@ def test_whatever_is_in_the_file_the_answer_is_types_or_their_errors(specs, raw)
             assert line.isprintable()
     else:
         assert types
+
+
+@pytest.mark.parametrize("key", ["max_run_time", "hold_limit"])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1", 1), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.2", 2), ("8760h", 365 * 86400)],
+)
+def test_a_limit_is_a_duration(specs, key, text, seconds):
+    limits = load(specs, of_type(f"{key}: {text}"))["a"].limits
+    assert getattr(limits, f"{key}_s") == seconds
+
+
+@pytest.mark.parametrize("key", ["max_run_time", "hold_limit"])
+@pytest.mark.parametrize(
+    "text",
+    ["0", "0.5s", "-1", "8761h", "2 h", "2d", "1:30", ".inf", "~", "true", "[1h]", "{s: 1}", '""'],
+)
+def test_no_limit_is_anything_else(specs, key, text):
+    assert problems(specs, of_type(f"{key}: {text}")) == [
+        f'2: job type "a": {key} must be a duration such as 90s, 15m or 2h,'
+        " from 1s to a year (8760h)"
+    ]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 100])
+def test_retries_are_a_whole_number(specs, retries):
+    assert load(specs, of_type(f"max_retries: {retries}"))["a"].limits.max_retries == retries
+
+
+@pytest.mark.parametrize("text", ["-1", "101", "1.0", '"1"', "0x1", "1_0", "01", "~", "[1]", "yes"])
+def test_retries_are_nothing_else(specs, text):
+    assert problems(specs, of_type(f"max_retries: {text}")) == [
+        '2: job type "a": max_retries must be a whole number from 0 to 100'
+    ]

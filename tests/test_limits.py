@@ -264,6 +264,24 @@ def test_more_precise_news_of_a_start_do_not_make_it_a_new_one() -> None:
     run(scenario)
 
 
+def test_a_time_in_another_precision_is_no_later_start() -> None:
+    """The store keeps milliseconds; a job must not be spared for ever over the rest."""
+
+    async def scenario() -> None:
+        begun = utc_now().replace(microsecond=700)
+        for first, second in ((700, 1000), (1000, 700)):
+            timers = Timers()
+            one = running(time_started=begun.replace(microsecond=first))
+            timers.timers.watch(one)
+            pass_time(2 * HOUR_S)
+            await a_turn()
+            for microsecond in (second, first, second):
+                told = replace(one, time_started=begun.replace(microsecond=microsecond))
+                assert await timers.are_up(told) is not None
+
+    run(scenario)
+
+
 # In the Job Manager ------------------------------------------------------------------------------
 
 

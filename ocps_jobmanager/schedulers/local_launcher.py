@@ -163,7 +163,8 @@ def _run_until_done(job: dict[str, Any], folder: str, lock: int, tell: int) -> d
         try:
             ended = _run(job, wish, lock, None if earlier else tell)
         except _CannotRunError as error:
-            ended = {"error": str(error)}
+            again = "was not run again:" if earlier else "was not run:"
+            ended = {"error": str(error).replace("was not run:", again, 1)}
         ended["time"] = time.time()
         if (
             "error" in ended

@@ -1,12 +1,14 @@
 """What an ad says of a job, and what it does not say."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocps_jobmanager.schedulers.base import SchedulerStatus
+from ocps_jobmanager.models import Resources
+from ocps_jobmanager.schedulers.base import HELD_TOO_LONG, RAN_TOO_LONG, SchedulerStatus
 from ocps_jobmanager.schedulers.condor_ads import (
     any_of,
     from_event,
@@ -15,8 +17,10 @@ from ocps_jobmanager.schedulers.condor_ads import (
     quoted,
     remove_reason,
 )
+from ocps_jobmanager.schedulers.submit import description
 from ocps_jobmanager.times import from_epoch
 
+BACKSTOP = description(Resources(), Path("/x"))["periodic_remove"]
 AD = {"OcpsJobId": "a", "ClusterId": 7, "ProcId": 1, "QDate": 100, "JobStatus": 2}
 
 
@@ -123,3 +127,38 @@ def test_memory_is_in_mib_and_rounded() -> None:
 def test_constraints_quote() -> None:
     assert any_of(["a", "b-1"]) == 'member(OcpsJobId, {"a", "b-1"})'
     assert quoted('a"b\\c') == '"a\\"b\\\\c"'
+
+
+@pytest.mark.parametrize(
+    ("reason", "last", "code"),
+    [
+        ("It ran too long. [OCPS 4243]", 2, RAN_TOO_LONG),
+        ("It was held too long. [OCPS 4244]", 5, HELD_TOO_LONG),
+        # What a schedd says that does not know of PeriodicRemoveReason.
+        (f"The job attribute PeriodicRemove expression '{BACKSTOP}' evaluated to TRUE", 2, 4243),
+        (f"The job attribute PeriodicRemove expression '{BACKSTOP}' evaluated to TRUE", 5, 4244),
+        ("The job attribute PeriodicRemove expression 'Mine > 1' evaluated to TRUE", 2, None),
+        (f"via condor_rm (by user me), not for {BACKSTOP}", 2, None),
+    ],
+)
+def test_the_backstop_is_recognised(reason: str, last: int, code: int | None) -> None:
+    ad = make(JobStatus=3, LastJobStatus=last, RemoveReason=reason)
+    assert from_history(ad).reason_code == code
+    event = {"Cluster": 7, "Proc": 0, "TriggerEventTypeName": "ULOG_JOB_ABORTED", **ad}
+    assert from_event(event).reason_code == code
+
+
+@pytest.mark.parametrize(
+    ("more", "starts"),
+    [
+        ({}, 1),
+        ({"NumJobStarts": 0}, 1),
+        ({"NumJobStarts": 1, "NumJobCompletions": 1}, 2),
+        ({"NumJobStarts": 3, "NumJobCompletions": 2}, 3),
+        ({"JobStatus": 1, "NumJobStarts": 2, "NumJobCompletions": 2}, 2),
+    ],
+)
+def test_a_start_that_the_schedd_has_not_counted_yet_counts(
+    more: dict[str, int], starts: int
+) -> None:
+    assert from_queue(make(**more)).num_starts == starts

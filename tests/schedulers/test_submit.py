@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ocps_jobmanager.errors import LaunchRefusedError
-from ocps_jobmanager.models import Resources
+from ocps_jobmanager.models import Limits, Resources
 from ocps_jobmanager.schedulers.base import LaunchRequest
 from ocps_jobmanager.schedulers.submit import description, escape, item, quote_environment
 
@@ -175,3 +175,13 @@ def test_what_a_job_asks_for_is_in_its_description_and_nothing_else_is() -> None
     asked = description(Resources(cpus=2, memory_mb=3, disk_kb=4), Path("/x"))
     assert [asked[f"request_{what}"] for what in ("cpus", "memory", "disk")] == ["2", "3", "4"]
     assert not [name for name in description(Resources(), Path("/x")) if "request" in name]
+
+
+def test_limits_are_fields_so_that_jobs_of_different_types_share_a_description() -> None:
+    limits = Limits(max_run_time_s=60, hold_limit_s=900, max_retries=3)
+    limited, free = item(replace(REQUEST, limits=limits)), item(REQUEST)
+    names = ("ocps_max_run_time", "ocps_hold_limit", "ocps_max_retries")
+    assert [limited[name] for name in names] == ["60", "900", "3"]
+    assert [free[name] for name in names] == ["undefined", "3600", "0"]
+    text = str(description(Resources(), Path("/x")))
+    assert all(f"$({name})" in text for name in names)
