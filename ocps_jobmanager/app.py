@@ -25,12 +25,11 @@ from ocps_jobmanager.config import (
     SchedulerChoice,
     Settings,
     environ_for_jobs,
-    is_loopback,
     layout,
 )
 from ocps_jobmanager.descriptors import require_descriptors
 from ocps_jobmanager.environment import server_account
-from ocps_jobmanager.errors import StartupError
+from ocps_jobmanager.errors import StartupError, UnavailableError
 from ocps_jobmanager.handlers.auth import Access
 from ocps_jobmanager.handlers.base import (
     ActiveRequests,
@@ -58,7 +57,14 @@ from ocps_jobmanager.restarts import Note
 from ocps_jobmanager.schedulers.base import Scheduler
 from ocps_jobmanager.schedulers.htcondor import HTCondorScheduler
 from ocps_jobmanager.schedulers.local import LocalScheduler
-from ocps_jobmanager.sockets import Inheritance, bind, close_all, duplicates, require_loopback
+from ocps_jobmanager.sockets import (
+    Inheritance,
+    bind,
+    close_all,
+    duplicates,
+    on_loopback,
+    require_loopback,
+)
 from ocps_jobmanager.store import JobStore
 from ocps_jobmanager.times import Clock, utc_now
 from ocps_jobmanager.tls import check_authorities, server_context
@@ -221,7 +227,8 @@ class Server:
             self._job_types = job_types
             self._manager.replace_job_types(job_types)
         if self.tokens is not None:
-            logger.info("%s", await asyncio.to_thread(self.tokens.reload))
+            well, said = await asyncio.to_thread(self.tokens.reload)
+            logger.log(logging.INFO if well else logging.ERROR, "%s", said)
 
     async def may_restart(self) -> bool:
         """Whether a successor would get as far as this one, by what can be seen of it now.
@@ -250,7 +257,9 @@ class Server:
         if not self._listening:
             self._listening = tuple(bind(settings.listen, settings.api_port))
             self._stack.callback(close_all, self._listening)
-        elif is_loopback(settings.listen) and not (settings.api_tokens or settings.allow_anonymous):
+        elif settings.monitor_key is MonitorKey.JOB_ID or not (
+            settings.api_tokens or settings.allow_anonymous
+        ):
             require_loopback(self._listening)
         self.port = self._listening[0].getsockname()[1]
 
@@ -258,14 +267,14 @@ class Server:
         settings = self._settings
         require_descriptors(settings.max_waiting)
         choice, why = choose_scheduler(settings, self._environ)
-        await asyncio.to_thread(self._read_secrets)
+        self.tokens, self._tls = await asyncio.to_thread(_read_secrets, settings)
         await self._take_state_dir()
         self._job_types = await asyncio.to_thread(load_job_types, settings.job_specs)
         self._listen()
         at = f"{settings.api_domain}:{self.port}{settings.api_basepath}"
         logger.info("Running at %s", at)
         logger.info("Jobs are run by %s: %s.", choice.value, why)
-        _warn_of_callers(settings)
+        _warn_of_callers(settings, others_can_connect=not on_loopback(self._listening))
 
         store = JobStore(self._layout.database, self._clock)
         self._stack.push_async_callback(store.close)
@@ -280,7 +289,13 @@ class Server:
         self._manager = manager
         self._stack.push_async_callback(_close_parts, manager, monitors, scheduler)
         await scheduler.start(manager.take_news)
-        await manager.start()
+        try:
+            await manager.start()
+        except UnavailableError as error:
+            raise StartupError(
+                f"The database in OCPS_STATE_DIR can't be used: {error} Put a sound copy in its "
+                "place, or use another OCPS_STATE_DIR."
+            ) from error
         if (keep := settings.keep) is not None:
             cleaner = self._make_cleaner(store, keep)
             self._stack.push_async_callback(cleaner.close)
@@ -304,15 +319,6 @@ class Server:
             name="probe of the callback",
         )
         self._stack.callback(probe.cancel)
-
-    def _read_secrets(self) -> None:
-        settings = self._settings
-        if settings.api_tokens is not None:
-            self.tokens = Tokens(settings.api_tokens)
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            self._tls = server_context(settings.tls_cert, settings.tls_key)
-        if settings.tls_ca is not None:
-            check_authorities(settings.tls_ca)
 
     async def _take_state_dir(self) -> None:
         """Make the directories, and make sure that this is the only server on them."""
@@ -429,9 +435,8 @@ class Server:
         )
 
 
-def _warn_of_callers(settings: Settings) -> None:
+def _warn_of_callers(settings: Settings, *, others_can_connect: bool) -> None:
     """Say who may call, where that is not only those who are meant to."""
-    others_can_connect = not is_loopback(settings.listen)
     if settings.api_tokens is None:
         who = "everybody who can reach it" if others_can_connect else "every user of this host"
         logger.warning("No OCPS_API_TOKENS: %s can run jobs as this account.", who)
@@ -454,10 +459,17 @@ async def _close_parts(
 def _check_files(settings: Settings) -> None:
     """Read what a start reads, to see whether it can be used."""
     load_job_types(settings.job_specs)
-    if settings.api_tokens is not None:
-        Tokens(settings.api_tokens)
-    if settings.tls_cert is not None and settings.tls_key is not None:
-        server_context(settings.tls_cert, settings.tls_key)
+    _read_secrets(settings)
+
+
+def _read_secrets(settings: Settings) -> tuple[Tokens | None, ssl.SSLContext | None]:
+    """The tokens of those who may call, and what TLS is spoken with."""
+    tokens = None if settings.api_tokens is None else Tokens(settings.api_tokens)
+    if settings.tls_ca is not None:
+        check_authorities(settings.tls_ca)
+    if settings.tls_cert is None or settings.tls_key is None:
+        return tokens, None
+    return tokens, server_context(settings.tls_cert, settings.tls_key)
 
 
 def _prepare_directories(settings: Settings, places: Layout) -> None:

@@ -105,6 +105,14 @@ def _take(descriptor: int) -> socket.socket:
     return inherited
 
 
+def on_loopback(listening: Iterable[socket.socket]) -> bool:
+    """Whether nobody but the users of this host can connect."""
+    return all(
+        ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
+        for sock in listening
+    )
+
+
 def require_loopback(listening: Iterable[socket.socket]) -> None:
     """Refuse inherited sockets that others can reach.
 
@@ -175,6 +183,10 @@ def bind(listen: str, port: int) -> list[socket.socket]:
             close_all(sockets)
             if port == 0 and error.errno == errno.EADDRINUSE and attempt < _PORT_ATTEMPTS - 1:
                 continue
+            if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                raise StartupError(
+                    f'OCPS_LISTEN is "{listen}": must be an address of this machine.'
+                ) from error
             raise StartupError(
                 f"API_PORT is {port}: it can't be listened on at {listen} ({error.strerror}); "
                 "choose another port, or 0 for any free one."

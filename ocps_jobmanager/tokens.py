@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,20 +48,21 @@ class Tokens:
         self._path = path
         self._entries = _read(path)
 
-    def reload(self) -> str:
+    def reload(self) -> tuple[bool, str]:
         """Read the file again. Blocks. If it can't be used, the tokens from before stay in force.
 
         Returns
         -------
-        str
-            What has come of it, for the log.
+        tuple of bool and str
+            Whether it could be used, and what is to be said in the log.
         """
         try:
             self._entries = _read(self._path)
         except StartupError as error:
             problems = str(error).replace("\n", " ")
-            return f"The API tokens stay as they were ({_count(self._entries)}): {problems}"
-        return f"The API tokens were read again ({_count(self._entries)})."
+            stay = f"The API tokens stay as they were ({len(self._entries)} in force)"
+            return False, f"{stay}: {problems}"
+        return True, f"The API tokens were read again ({len(self._entries)} in force)."
 
     def owner_of(self, token: bytes, name: bytes | None = None) -> str | None:
         """Give the name that a token belongs to; None if it is not in force.
@@ -90,10 +90,6 @@ class Tokens:
 def _digest(secret: bytes) -> bytes:
     # Equally long for all, as a comparison in constant time demands.
     return hashlib.sha256(secret).digest()
-
-
-def _count(entries: Sequence[_Entry]) -> str:
-    return f"{len(entries)} in force"
 
 
 def _read(path: Path) -> tuple[_Entry, ...]:

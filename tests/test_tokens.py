@@ -142,7 +142,7 @@ def test_read_again_the_file_counts_as_it_is_now(path):
     found = tokens(path, f"csc:{CSC}\n")
     path.write_text(f"operator:{OPERATOR}\n")
     assert found.owner_of(OPERATOR.encode()) is None
-    assert found.reload() == "The API tokens were read again (1 in force)."
+    assert found.reload() == (True, "The API tokens were read again (1 in force).")
     assert found.owner_of(OPERATOR.encode()) == "operator"
     assert found.owner_of(CSC.encode()) is None
 
@@ -154,7 +154,8 @@ def test_a_bad_new_file_changes_nothing_and_is_told_in_one_line(path, text):
         path.chmod(0o644)
     else:
         path.write_text(text)
-    said = found.reload()
+    well, said = found.reload()
+    assert not well
     assert said.startswith('The API tokens stay as they were (1 in force): OCPS_API_TOKENS is "')
     assert "\n" not in said
     assert OPERATOR not in said
