@@ -116,6 +116,7 @@ class JobManagerClient:
         env: Mapping[str, str | int | float],
         log_dir: str,
         run_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> SubmitAnswer:
         """Submit a job of a declared type. When this returns, it is accepted for good.
 
@@ -127,11 +128,18 @@ class JobManagerClient:
             Where its logs go; relative to the server's work directory.
         run_id : str, optional
             A label of the caller's own.
+        idempotency_key : str, optional
+            With it, the same call may be made again after a `NoAnswerError`, however often: the
+            job is accepted once.
         """
         body = {"type": job_type, "env": dict(env), "log_dir": log_dir}
         if run_id is not None:
             body["run_id"] = run_id
-        return cast(SubmitAnswer, self._ask("POST", "/job", "job_id", json=body))
+        headers = {}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key.encode()
+        answer = self._ask("POST", "/job", "job_id", json=body, headers=headers)
+        return cast(SubmitAnswer, answer)
 
     def job(self, job_id: str) -> JobInfo:
         """All that is known of a job."""
@@ -224,6 +232,7 @@ class JobManagerClient:
         *,
         params: Mapping[str, str] | None = None,
         json: Mapping[str, Any] | None = None,
+        headers: Mapping[str, bytes] | None = None,
     ) -> dict[str, Any]:
         """Send a request; return the answer's JSON object, which has `key`."""
         try:
@@ -232,6 +241,7 @@ class JobManagerClient:
                 self.url + path,
                 params=params,
                 json=json,
+                headers=headers,
                 timeout=(min(self._timeout_s, 5.0), self._timeout_s),
                 proxies=self._proxies,
                 allow_redirects=False,  # a redirected POST would become a GET

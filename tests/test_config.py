@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_defaults_are_those_of_the_documentation(tmp_path):
     assert settings.log_roots == (tmp_path / "work" / "logs",)
     assert settings.monitor_key is MonitorKey.SECRET
     assert settings.max_body == 1048576
+    assert (settings.max_waiting, settings.keep_days, settings.keep) == (2000, 0, None)
     assert settings.stack_setup is None
     assert (settings.api_tokens, settings.allow_anonymous) == (None, False)
     assert (settings.allowed_hosts, settings.cors_origins) == ((), ())
@@ -83,6 +85,8 @@ def test_every_setting_takes_its_value_from_the_environment(tmp_path):
         OCPS_LOG_ROOTS="w/logs:/var/tmp/logs",
         OCPS_MONITOR_KEY="job_id",
         OCPS_MAX_BODY="2048",
+        OCPS_MAX_WAITING="10000",
+        OCPS_KEEP_DAYS="0.5",
         OCPS_STACK_SETUP="setup.sh",
         OCPS_API_TOKENS="tokens",
         OCPS_ALLOW_ANONYMOUS="1",
@@ -105,6 +109,8 @@ def test_every_setting_takes_its_value_from_the_environment(tmp_path):
     assert settings.log_roots == (tmp_path / "w/logs", Path("/var/tmp/logs"))
     assert settings.monitor_key is MonitorKey.JOB_ID
     assert settings.max_body == 2048
+    assert settings.max_waiting == 10000
+    assert settings.keep == timedelta(hours=12)
     assert settings.stack_setup == tmp_path / "setup.sh"
     assert settings.api_tokens == tmp_path / "tokens"
     assert settings.allow_anonymous is True
@@ -231,6 +237,12 @@ def test_what_is_no_duration_is_refused(text):
         ("OCPS_MONITOR_KEY", "none", "secret or job_id"),
         ("OCPS_MAX_BODY", "1MB", "a number of bytes"),
         ("OCPS_MAX_BODY", "0", "a number of bytes"),
+        ("OCPS_MAX_WAITING", "0", "a number of jobs"),
+        ("OCPS_MAX_WAITING", "2k", "a number of jobs"),
+        ("OCPS_MAX_WAITING", "1000000", "a number of jobs"),
+        ("OCPS_KEEP_DAYS", "-1", "a number of days"),
+        ("OCPS_KEEP_DAYS", "90d", "a number of days"),
+        ("OCPS_KEEP_DAYS", "1e3", "a number of days"),
         ("OCPS_STACK_SETUP", "a\tb", "a path of printable UTF-8 characters"),
         ("OCPS_API_TOKENS", "a\nb", "a path of printable UTF-8 characters"),
         ("OCPS_ALLOW_ANONYMOUS", "yes", "0 or 1"),

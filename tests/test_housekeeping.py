@@ -6,12 +6,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from ocps_jobmanager.client import JobManagerClient, RefusedError
 from tests.server import ServerProcess, wait_until
 
 BODY: dict[str, Any] = {
@@ -114,6 +116,19 @@ def test_a_repetition_after_a_kill_gets_the_first_answer(tmp_path: Path) -> None
         server.ended(first.json()["job_id"])
         assert post(server, "k").content == first.content
         assert server.ids_of("all") == [first.json()["job_id"]]
+
+
+def test_the_client_sends_a_key(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server, closing(JobManagerClient(server.url)) as client:
+
+        def submit(key: str | None) -> str:
+            env = {"LEDGER": "/dev/null", "THEN": "true"}
+            return client.submit("ledger", env, "logs", idempotency_key=key)["job_id"]
+
+        assert submit("Nacht für Nacht €") == submit("Nacht für Nacht €") != submit("k")
+        assert submit(None) != submit(None)
+        with pytest.raises(RefusedError, match="255"):
+            submit("x" * 256)
 
 
 def test_an_old_job_goes_and_says_before_when(tmp_path: Path) -> None:

@@ -61,12 +61,12 @@ def test_no_depth_is_too_deep_and_no_directory_too_large(tmp_path: Path, parent:
     """Deeper than Python recurses, than a path may be long, and than files may be open."""
     (tmp_path / "tree").mkdir()
     here = os.open(tmp_path / "tree", os.O_RDONLY)
-    for depth in range(3000):
+    for depth in range(1200):
         os.mkdir("d" * 100, dir_fd=here)
         below = os.open("d" * 100, os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
-        if depth % 1000 == 0:
+        if depth % 500 == 0:
             os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
     os.close(here)
     for number in range(2500):
