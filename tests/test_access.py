@@ -1,6 +1,7 @@
 """A whole server that knows who calls, or says that it does not."""
 
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,35 @@ def test_files_are_private_whatever_the_umask_is(tmp_path: Path, umask: int) -> 
             assert mode == 0o600, path
         if path.name == ended:
             assert mode & 0o007 == 0, f"{path} is open to the world"
+
+
+def test_tokens_are_read_again_on_sighup_and_a_bad_file_changes_nothing(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    other = TOKEN[::-1]
+    bare = server.url.replace(USER_INFO, "")
+
+    def status(token: str) -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        return requests.get(f"{bare}/job/list/all", headers=headers, timeout=10).status_code
+
+    def reread(said: str) -> None:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: said in server.log(), "the server says so")
+
+    (tmp_path / "tokens").write_text(f"next:{other}\n{NAME}:{TOKEN}\n{NAME}:short\n")
+    reread("The API tokens stay as they were (1 in force): OCPS_API_TOKENS is ")
+    assert (status(TOKEN), status(other)) == (200, 401)
+    (tmp_path / "tokens").write_text(f"next:{other}\n{NAME}:{TOKEN}\n")
+    reread("The API tokens were read again (2 in force).")
+    assert (status(TOKEN), status(other)) == (200, 200)
+    assert other not in server.log()
+
+
+def test_an_address_that_is_not_this_machines_is_told_by_its_setting(tmp_path: Path) -> None:
+    environ = {"OCPS_LISTEN": "192.0.2.1", "OCPS_ALLOW_ANONYMOUS": "1"}
+    server = ServerProcess(tmp_path, environ)
+    assert server.spawn().wait(60) == 2
+    [line] = server.log().splitlines()
+    assert line == 'OCPS_LISTEN is "192.0.2.1": must be an address of this machine.'
