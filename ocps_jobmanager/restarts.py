@@ -107,13 +107,21 @@ class Successor:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         try:
-            variables = sockets.export(self.inheritance(), os.getpid())
+            variables = self._export()
             argv = [sys.executable, *sys.orig_argv[1:]]
             os.execve(sys.executable, argv, {**self._environ, **variables})  # noqa: S606 no shell
         except OSError as error:
             raise StartupError(
                 f"The server can't be started again: {sys.executable}: {error.strerror}."
             ) from error
+
+    def _export(self) -> dict[str, str]:
+        inheritance = self.inheritance()
+        try:
+            return sockets.export(inheritance, os.getpid())
+        except OSError as error:  # there are not enough descriptors
+            logger.warning("Idle connections are closed: %s.", error.strerror)
+            return sockets.export(replace(inheritance, connections=()), os.getpid())
 
 
 class Foundlings:

@@ -81,14 +81,7 @@ class Run:
         StartupError
             It, or its successor, can't start like this.
         """
-        try:
-            asyncio.run(self._until_over())
-        except Exception:
-            if not self._restarting:
-                raise
-            logger.exception("The server could not be ended in order.")
-        if self._restarting and not self._stop_wanted:
-            self._successor.execute()
+        asyncio.run(self._until_over())
 
     async def _until_over(self) -> None:
         loop = asyncio.get_running_loop()
@@ -115,7 +108,23 @@ class Run:
             self._successor.inheritance = lambda: self._server.bequest
         else:
             logger.info("Stopping; jobs that were launched go on.")
-        await self._server.stop()
+        try:
+            await self._server.stop()
+        except Exception:
+            if not self._restarting:
+                raise
+            logger.exception("The server could not be ended in order.")
+        if self._restarting:
+            await self._succeed()
+
+    async def _succeed(self) -> None:
+        """Become the successor, unless a stop was asked for in the meantime."""
+        # Within the loop: when it closes it stops to listen to signals, and the next would kill.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for _ in range(3):  # until what came before has been seen
+            await asyncio.sleep(0)
+        if not self._stop_wanted:
+            self._successor.execute()
 
     async def _obey(self) -> None:
         """Do what does not end the server; see whether a restart may."""

@@ -303,6 +303,48 @@ def test_parts_that_fail_to_stop_do_not_prevent_a_restart(tmp_path: Path) -> Non
         assert requests.get(f"{server.root}/healthz", timeout=10).ok
 
 
+def test_with_too_few_descriptors_only_idle_connections_are_lost(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from ocps_jobmanager import cli, sockets\n"
+        "export = sockets.export\n"
+        "def refuse(inheritance, pid):\n"
+        "    if inheritance.connections:\n"
+        "        raise OSError(24, 'Too many open files')\n"
+        "    return export(inheritance, pid)\n"
+        "sockets.export = refuse\n"
+        "sys.exit(cli.main(['serve']))\n"
+    )
+    with ProgramServer(tmp_path, program) as server:
+        connection = connect(server)
+        ask(connection)
+        restart(server)
+        assert "Too many open files" in server.log()
+        with pytest.raises((http.client.HTTPException, OSError)):
+            ask(connection)
+        connection.close()
+        assert requests.get(f"{server.root}/healthz", timeout=10).ok
+
+
+def test_signals_between_two_servers_wait(server: ServerProcess) -> None:
+    """By default each of them ends a process."""
+    assert server.process is not None
+    pidfd = os.pidfd_open(server.process.pid)
+    before = Note.read(lock_of(server))
+    assert before is not None
+    server.process.send_signal(signal.SIGUSR2)
+
+    def restarted() -> bool:
+        signal.pidfd_send_signal(pidfd, signal.SIGHUP)
+        note = Note.read(lock_of(server))
+        return note is not None and note.start != before.start and note.ready
+
+    wait_until(restarted, "the next server is ready")
+    os.close(pidfd)
+    assert server.process.poll() is None
+    wait_until(lambda: "none has changed" in server.log(), "a signal was obeyed")
+
+
 # Refusals --------------------------------------------------------------------------------------
 
 
