@@ -144,7 +144,7 @@ class BaseHandler(tornado.web.RequestHandler):
         if self._received > _DRAIN_BYTES:
             if not self._finished:  # raising would be a bug in Tornado's eyes
                 self.send_error(413)
-        elif self._received <= self.settings["max_body"]:
+        elif not self._finished and self._received <= self.settings["max_body"]:
             self._chunks.append(chunk)
         return None
 
