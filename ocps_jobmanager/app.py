@@ -35,6 +35,7 @@ from ocps_jobmanager.handlers.base import (
     ActiveRequests,
     Application,
     UnknownPathHandler,
+    UnquotedRequests,
     log_request,
 )
 from ocps_jobmanager.handlers.http_server import HttpServer
@@ -343,6 +344,9 @@ class Server:
             redact=self._settings.monitor_key is not MonitorKey.JOB_ID,
         )
         # Bodies are limited by the handlers, which answer; Tornado would only hang up.
+        unquoted, tornado_logger = UnquotedRequests(), logging.getLogger("tornado.general")
+        tornado_logger.addFilter(unquoted)
+        self._stack.callback(tornado_logger.removeFilter, unquoted)
         http = HttpServer(app, ssl_options=self._tls, max_body_size=2**62)
         self._stack.push_async_callback(self._stop_http, http, app)
         http.add_sockets(self._listening)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import os
+import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -105,6 +106,40 @@ class SecretsSuite:
         for path in {database, *beside} & holders:
             assert TOKEN.encode() not in path.read_bytes(), "the server stores no token"
         (tmp_path / "go").touch()
+
+    def test_requests_that_are_none_leave_no_token_or_key_in_the_log(
+        self, server: ServerProcess
+    ) -> None:
+        server.submit()
+        [key] = monitor_keys(server)
+        pair = base64.b64encode(f"{NAME}:{TOKEN}".encode()).decode()
+        host, path = "Host: localhost", "/api/v1/monitor/complete"
+        requests_ = [
+            ("GET /readyz HTTP/1.1", host, f"Authorization: Bearer {TOKEN}\x01"),
+            ("GET /readyz HTTP/1.1", host, f"Authorization: Basic {pair}\x7f'"),
+            ("GET /readyz HTTP/1.1", host, f"Authorization Bearer {TOKEN}: x"),
+            ("GET /readyz HTTP/1.1", host, f"Authorization: \n Bearer {TOKEN}"),
+            ("GET /readyz HTTP/1.1", f"Host: {USER_INFO}localhost"),
+            (f"GET http://{USER_INFO}localhost/api/v1/job HTTP/1.1", host),
+            (f"GET {USER_INFO} HTTP/1", host, "x"),
+            (f"GET {path}?id={key} HTTP/9.9", host),
+            (f"GET {path}?id={key}",),
+            (f"GET {path}?id={key}&%ff=%fe HTTP/1.1", host),
+            (f"GET {path}#?id={key} HTTP/1.1", host),
+            (f"GET http://localhost{path}?id={key}&x HTTP/1.1", host, f"Cookie: {TOKEN}"),
+            (f"POST {path} HTTP/1.1", host, "Content-Length: x", "", f"id={key}"),
+            (f"POST {path} HTTP/1.1", host, "Content-Length: 3", "", f"id={key}"),
+        ]
+        port = int(server.root.rpartition(":")[2])
+        for lines in requests_:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall("\r\n".join((*lines, "", "")).encode("latin-1"))
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+        assert server.log().count("Malformed HTTP message") >= 5
+        for secret in (TOKEN, pair, key):
+            assert secret not in server.log()
 
     @staticmethod
     def _answers(server: ServerProcess, ids: list[str], keys: list[str]) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import tornado.web
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPInputError, HTTPServerRequest
 
 from ocps_jobmanager.answers import Refusal, UwsRefusal, WrongField
 from ocps_jobmanager.errors import (
@@ -351,6 +351,21 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     access_logger.log(level, "%d %s %.2fms", status, summary, milliseconds)
 
 
+class UnquotedRequests(logging.Filter):
+    """Keeps out of the log what Tornado quotes of a request that it can't parse: maybe a token."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record pass, without the quotation."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                re.split("['\"]", str(arg))[0].rstrip(" :b")
+                if isinstance(arg, HTTPInputError)
+                else arg
+                for arg in record.args
+            )
+        return True
+
+
 def request_summary(request: HTTPServerRequest, redact_monitor_key: bool) -> str:
     """Describe a request in a line of the log.
 
@@ -361,11 +376,12 @@ def request_summary(request: HTTPServerRequest, redact_monitor_key: bool) -> str
     """
     uri = request.uri or ""
     path, _, query = uri.partition("?")
-    is_callback = unquote(re.sub("/{2,}", "/", path)).rstrip("/").endswith("/monitor/complete")
+    is_callback = "/monitor/complete" in unquote(re.sub("/{2,}", "/", path))
     if redact_monitor_key and is_callback and query:
         pairs = parse_qsl(query, keep_blank_values=True, errors="replace")
         redacted = [(name, "[secret_key]" if name == "id" else value) for name, value in pairs]
         uri = f"{path}?{urlencode(redacted, safe='[]')}"
+    uri = re.sub(r"^([a-z]+://)[^/?#]*@", r"\1", uri, flags=re.I)  # a token, as to a proxy
     uri = re.sub(r"[^\x21-\x7e]", lambda match: f"%{ord(match[0]):02X}", uri)
     if len(uri) > _LOGGED_URI_LENGTH:
         uri = f"{uri[:_LOGGED_URI_LENGTH]}..."
