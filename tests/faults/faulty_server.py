@@ -99,6 +99,8 @@ class Order:
         How often the point is to be passed first.
     pause_s : float or None
         Dawdle so long, once; None: die.
+    job_id : str or None
+        Only with this job.
     """
 
     id: int
@@ -106,6 +108,7 @@ class Order:
     when: str
     skip: int = 0
     pause_s: float | None = None
+    job_id: str | None = None
 
 
 class Points:
@@ -120,11 +123,13 @@ class Points:
         self._read()
         threading.Thread(target=self._watch, daemon=True, name="orders").start()
 
-    def reach(self, step: str, when: str) -> float | None:
+    def reach(self, step: str, when: str, about: Sequence[Any] = ()) -> float | None:
         """Die here if that is ordered; give how long to dawdle."""
         with self._lock:
             for order in self._orders:
                 if (order.step, order.when) != (step, when):
+                    continue
+                if order.job_id is not None and order.job_id not in map(_job_id, about):
                     continue
                 if order.skip:
                     order.skip -= 1
@@ -160,19 +165,19 @@ class Points:
         @functools.wraps(original)
         async def awaited(*args: Any, **more: Any) -> Any:
             for name in names(*args, **more):
-                await asyncio.sleep(self.reach(name, BEFORE) or 0)
+                await asyncio.sleep(self.reach(name, BEFORE, args) or 0)
             result = await original(*args, **more)
             for name in names(*args, **more):
-                await asyncio.sleep(self.reach(name, AFTER) or 0)
+                await asyncio.sleep(self.reach(name, AFTER, args) or 0)
             return result
 
         @functools.wraps(original)
         def called(*args: Any, **more: Any) -> Any:
             for name in names(*args, **more):
-                time.sleep(self.reach(name, BEFORE) or 0)
+                time.sleep(self.reach(name, BEFORE, args) or 0)
             result = original(*args, **more)
             for name in names(*args, **more):
-                time.sleep(self.reach(name, AFTER) or 0)
+                time.sleep(self.reach(name, AFTER, args) or 0)
             return result
 
         setattr(owner, method, awaited if inspect.iscoroutinefunction(original) else called)
@@ -190,6 +195,12 @@ class Points:
         sa.event.listen(sa.Engine, "commit", lambda _: self.reach("commit", BEFORE))
 
 
+def _job_id(thing: Any) -> str | None:
+    """The job that something is, or is about."""
+    found = thing if isinstance(thing, str) else getattr(thing, "job_id", None)
+    return found or getattr(thing, "id", None)
+
+
 def _be_hasty() -> None:
     make = HTCondorScheduler.__init__
 
@@ -198,7 +209,7 @@ def _be_hasty() -> None:
         deadlines = Deadlines(query=3.0, act=3.0, submit=3.0, history=15.0)
         make(self, **{**more, "timing": Timing(deadlines=deadlines)})
 
-    HTCondorScheduler.__init__ = hasty  # type: ignore[assignment,method-assign]
+    HTCondorScheduler.__init__ = hasty  # type: ignore[method-assign]
 
 
 def _be_blind() -> None:
@@ -233,7 +244,7 @@ def _keep_the_clock_to_ourselves() -> None:
         }
         make(self, settings, kept, *args, **more)
 
-    app.Server.__init__ = with_less  # type: ignore[assignment,method-assign]
+    app.Server.__init__ = with_less  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -78,3 +78,17 @@ def _all_of(every: Sequence[tuple[str, str]], at_least: int, seed: int) -> list[
     """Every point once; if that is not enough, some once more."""
     more = random.Random(seed).choices(every, k=max(0, at_least - len(every)))
     return [*every, *more]
+
+
+def quiet_plan(seed: int, jobs: int = 20) -> Plan:
+    """No faults but those that are added."""
+    return Plan(
+        seed=seed,
+        jobs=jobs,
+        burst=0,
+        points=[],
+        random_kills=0,
+        stops=0,
+        removals=0,
+        monitor_kills=0,
+    )

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.faults.faulty_server import AFTER, BEFORE, Order
 from tests.faults.ledger import read_ledger
 from tests.faults.sites import PoolSite, Site
 from tests.faults.target import STOP_DEADLINE_S, FaultyServer
 from tests.faults.verdict import ENDLESS_S, Given, Verdict, judge
-from tests.processes_of import processes_of
 from tests.server import wait_until
 
 ENDS = frozenset({"completed", "removed", "failed"})
@@ -27,7 +27,7 @@ _SETTLE_S = 120.0
 _RARE = frozenset({"record removed", "discard folder"})
 #: Steps that only a removal makes a server take.
 _OF_REMOVALS = frozenset(
-    {"request removal", "remove", "write wish", "call remove", "end", "record removed"}
+    {"request removal", "remove", "write wish", "call remove", "record removed"}
 )
 #: As long as more jobs than this have not ended, the next fault waits.
 _MOST_UNFINISHED = 150
@@ -116,15 +116,23 @@ class Run:
     ----------
     say : callable
         Takes lines of progress.
+    more_faults : sequence of (str, callable)
+        Further ones, in this order and after those of the plan; they are given the run.
     """
 
     def __init__(
-        self, server: FaultyServer, site: Site, plan: Plan, say: Callable[[str], None]
+        self,
+        server: FaultyServer,
+        site: Site,
+        plan: Plan,
+        say: Callable[[str], None],
+        more_faults: "Sequence[tuple[str, Callable[[Run], None]]]" = (),
     ) -> None:
         self.server = server
         self.site = site
         self.plan = plan
         self.say = say
+        self._more_faults = more_faults
         self.random = random.Random(plan.seed)
         self.jobs: dict[str, Given] = {}
         self.counts: Counter[str] = Counter()
@@ -139,11 +147,11 @@ class Run:
     def carry_out(self) -> Report:
         """Do all of it; whatever happens, nothing is left running."""
         try:
-            self._start()
+            self.start()
             faults = self._faults()
             each = max(2, (self.plan.jobs - self.plan.burst) // max(1, len(faults)))
             for number, (name, fault) in enumerate(faults, 1):
-                self._some_jobs(each)
+                self.some_jobs(each)
                 fault()
                 self._look_after()
                 if number % 5 == 0 or number == len(faults):
@@ -193,7 +201,7 @@ class Run:
             return self.random.uniform(0.2, 1.5), "0"
         return 0.0, self.random.choice(("0", "0", "0", "0", "3", "TERM"))
 
-    def _some_jobs(self, count: int) -> None:
+    def some_jobs(self, count: int) -> None:
         """Submit jobs, each of which goes one of the ways that there are."""
         later: list[Future[object]] = []
         for job in self._submit(count):
@@ -260,31 +268,33 @@ class Run:
         """The plan's faults, shuffled."""
         plan = self.plan
         faults: list[tuple[str, Callable[[], None]]] = [
-            (f"killed {when} {step!r}", lambda step=step, when=when: self._kill_at(step, when))
+            (f"killed {when} {step!r}", partial(self._kill_at, step, when))
             for step, when in plan.points
         ]
         faults += [("killed at any instant", self._kill_any_time)] * plan.random_kills
         faults += [("stopped", self._stop)] * plan.stops
         faults += [("removed at a launch", self._remove_at_launch)] * plan.removals
         at_once = 4
-        faults += [("monitors killed", lambda: self._kill_monitors(at_once))] * -(
-            -plan.monitor_kills // at_once
-        )
+        times = -(-plan.monitor_kills // at_once)
+        faults += [("monitors killed", partial(self._kill_monitors, at_once))] * times
         if isinstance(self.site, PoolSite):
             faults += [("killed while submit() hangs", self._kill_hanging)] * plan.hanging_kills
             faults += [("the schedd stopped", self._outage)] * plan.outages
             faults += [("the schedd killed", self._kill_schedd)] * plan.schedd_kills
             faults += [("condor children killed", self._kill_children)] * plan.child_kills
         self.random.shuffle(faults)
+        for name, fault in self._more_faults:
+            faults.append((name, partial(fault, self)))
         return faults
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Have a server that answers, however many die while they start."""
         while not self.server.begin():
             self.counts["servers killed"] += 1
             self.counts["servers killed while they started"] += 1
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """Kill the server at this instant, if it lives."""
         if self.server.lives():
             self.server.kill()
         self.counts["servers killed"] += 1
@@ -304,37 +314,52 @@ class Run:
             )
             self._die(step, order)
         elif step == "end":
-            # It is asked to go after its launch has begun, and before it was handed over.
-            self._die(step, Order(id=0, step="prepare", when=BEFORE, pause_s=0.7), order)
+            self._die_at_the_end(order)
         else:
             if step not in _RARE:
                 order.skip = self.random.choice((0, 0, 0, 1, 3))
             self._die(step, order)
         self.server.order()
         self._while_away()
-        self._start()
+        self.start()
 
-    def _die(self, step: str, *orders: Order) -> None:
-        """Have the server die by the last of some orders, or else by a signal."""
-        numbers = self.server.order(*orders)
+    def _die(self, step: str, order: Order) -> None:
+        """Have the server die by an order, or else by a signal."""
+        [number] = self.server.order(order)
         if not self.server.lives():
             self.server.begin()  # it may die while it does
         deadline = time.monotonic() + _ORDER_S
         while self.server.lives() and time.monotonic() < deadline:
-            self._traffic(step, numbers[0])
-        if self.server.reached(numbers[-1]):
+            self._traffic(step)
+        self._kill_if_not(number, order)
+
+    def _kill_if_not(self, number: int, order: Order) -> None:
+        """Note whether an order was carried out; either way the server is dead afterwards."""
+        if self.server.reached(number):
             self.counts["servers killed at a named step"] += 1
         else:
-            self.missed.append(f"{orders[-1].when} {step!r}")
-        self._kill()
+            self.missed.append(f"{order.when} {order.step!r}")
+        self.kill()
 
-    def _traffic(self, step: str, first_order: int) -> None:
+    def _die_at_the_end(self, order: Order) -> None:
+        """A job is asked to go after its launch has begun, and before it is handed over."""
+        for job in self._submit(1, lasts_s=ENDLESS_S):
+            order.job_id = job.id
+            pause = Order(id=0, step="prepare", when=BEFORE, pause_s=0.7, job_id=job.id)
+            paused, died = self.server.order(pause, order)
+            self.server.data_arrive(job.id)
+            self._pass(_ORDER_S, partial(self.server.reached, paused))
+            self._remove(job)
+            self._pass(_ORDER_S)
+            self._kill_if_not(died, order)
+
+    def _traffic(self, step: str) -> None:
         """A little of everything that makes a server take its steps."""
         removal = step in _OF_REMOVALS
         for job in self._submit(2, lasts_s=ENDLESS_S if removal else 0.0):
             self.server.data_arrive(job.id)
             if removal:
-                self._pass(3.0 if step == "end" else 0.6, lambda: self.server.reached(first_order))
+                self._pass(0.6)
                 self._remove(job)
         self._pass(0.3)
 
@@ -350,7 +375,7 @@ class Run:
         for job in self._waiting[:2]:
             self.server.data_arrive(job.id)
         self._sleep(0.0, 0.5)
-        self._kill()
+        self.kill()
         for one in submitting:
             if (job_id := one.result()) is not None:
                 self.jobs[job_id] = Given(job_id, 0.0, "0")
@@ -360,8 +385,8 @@ class Run:
             self.server.process = self.server.spawn()
             self._sleep(0.2, 1.5)
             self.counts["servers killed while they started"] += 1
-            self._kill()
-        self._start()
+            self.kill()
+        self.start()
 
     def _stop(self) -> None:
         """Stop it as an operator does, with all hands full."""
@@ -376,17 +401,16 @@ class Run:
         if status != 0 or took_s > STOP_DEADLINE_S + 2:
             self.wrong.append(("stop", f"SIGTERM: exit status {status} after {took_s:.1f} s"))
         self._while_away()
-        self._start()
+        self.start()
 
     def _remove_at_launch(self) -> None:
         """Ask for a removal while the launch stands still: before its start, and after it."""
         for step, when in (("prepare", BEFORE), ("submit", BEFORE), ("submit", AFTER)):
-            [number] = self.server.order(Order(id=0, step=step, when=when, pause_s=0.5))
             for job in self._submit(1, lasts_s=ENDLESS_S):
+                pause = Order(id=0, step=step, when=when, pause_s=0.5, job_id=job.id)
+                [paused] = self.server.order(pause)
                 self.server.data_arrive(job.id)
-                deadline = time.monotonic() + _ORDER_S
-                while time.monotonic() < deadline and not self.server.reached(number):
-                    time.sleep(0.02)
+                self._pass(_ORDER_S, partial(self.server.reached, paused))
                 self._remove(job)
                 self.counts["jobs removed while they were launched"] += 1
 
@@ -418,7 +442,7 @@ class Run:
         self.counts["schedd outages"] += 1
         with self.site.stopped_schedd():
             ends = time.monotonic() + self.random.uniform(*self.plan.outage_s)
-            self._some_jobs(4)
+            self.some_jobs(4)
             while time.monotonic() < ends:
                 time.sleep(0.1)
 
@@ -448,9 +472,9 @@ class Run:
                     5.0,
                 )
             self._sleep(0.2, 2.0)
-            self._kill()
+            self.kill()
             self.counts["servers killed while submit() hung"] += 1
-            self._start()
+            self.start()
             self._sleep(0.0, 1.0)
 
     def _sleep(self, least_s: float, most_s: float) -> None:
@@ -477,8 +501,8 @@ class Run:
     def _settle(self) -> None:
         """No more faults: all that was given is to end, for as long as some still do."""
         self.say(f"no more faults; {self._so_far()}")
-        for job in self._waiting:
-            self.server.data_arrive(job.id)
+        for job_id in self._unfinished():
+            self.server.data_arrive(job_id)  # also where no callback got through
         left, since = len(self.jobs), time.monotonic()
         while self.jobs and time.monotonic() - since < _SETTLE_S:
             self._endless = [job for job in self._endless if not self._remove(job)]
@@ -514,14 +538,14 @@ class Run:
         ads = self.site.ads(self.server.work)
         status, took_s = self.server.terminate()
         with suppress(AssertionError):
-            wait_until(lambda: not processes_of(self.server.directory), "no process is left", 15)
+            wait_until(lambda: not self.server.left_over(), "no process is left", 15)
         runs, nonsense = read_ledger(self.server.ledger)
         verdict = judge(self.jobs, records, runs, ads)
         for line in nonsense:
             verdict.say("stranger", f"in the ledger: {line!r}")
         for folder in folders:
             verdict.say("left over", f"the folder of local job {folder}")
-        for process in processes_of(self.server.directory):
+        for process in self.server.left_over().values():
             verdict.say("left over", process)
         if status != 0 or took_s > STOP_DEADLINE_S + 2:
             verdict.say("stop", f"SIGTERM: exit status {status} after {took_s:.1f} s")

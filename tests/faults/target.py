@@ -61,6 +61,7 @@ class FaultyServer(ServerProcess):
         script.write_text(SCRIPT)
         script.chmod(0o755)
         self._order = 0
+        self._others = set(self._processes())
         self.answers: dict[int, int] = {}
         """How many answers of each status there were."""
 
@@ -142,9 +143,18 @@ class FaultyServer(ServerProcess):
         """End the server and whatever else belongs to its directory, by number."""
         if self.lives():
             self.kill()
-        for process in processes_of(self.directory):
+        for pid in self.left_over():
             with suppress(ProcessLookupError, PermissionError):
-                os.kill(int(process.partition(":")[0]), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+
+    def left_over(self) -> dict[int, str]:
+        """All processes that belong to its directory and were not there before it."""
+        processes = self._processes()
+        return {pid: what for pid, what in processes.items() if pid not in self._others}
+
+    def _processes(self) -> dict[int, str]:
+        found = (line.partition(": ") for line in processes_of(self.directory))
+        return {int(pid): what for pid, _, what in found}
 
     # The API, which may be away ------------------------------------------------------------------
 
@@ -175,9 +185,30 @@ class FaultyServer(ServerProcess):
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Ask the database; it is only read."""
+        if self.wrapper:
+            return self._rows_inside(query, values)
         where = f"file:{self.database}?mode=ro"
         with closing(sqlite3.connect(where, uri=True, timeout=10)) as database:
             return database.execute(query, values).fetchall()
+
+    def _rows_inside(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        """As `rows`, where the server sees the database, and this process does not."""
+        program = (
+            "import json, sqlite3, sys\n"
+            "where, query, values = json.loads(sys.argv[1])\n"
+            "database = sqlite3.connect(f'file:{where}?mode=ro', uri=True, timeout=10)\n"
+            "print(json.dumps(database.execute(query, values).fetchall()))\n"
+        )
+        done = subprocess.run(
+            [
+                *(*self.wrapper, sys.executable, "-I", "-S", "-c", program),
+                json.dumps([str(self.database), query, values]),
+            ],
+            check=True,
+            stdout=subprocess.PIPE,
+            timeout=60,
+        )
+        return [tuple(row) for row in json.loads(done.stdout)]
 
     def key_of(self, job_id: str) -> str:
         """A job's secret key."""
