@@ -29,8 +29,12 @@ type:
     env: ["LEDGER", "THEN"]
     data: []
     max_run_time: 3s
-    hold_limit: 3s
     max_retries: 2
+  short-hold:
+    script: "jobs/ledger.sh"
+    env: ["LEDGER", "THEN"]
+    data: []
+    hold_limit: 2s
   dump:
     script: "jobs/dump.py"
     env: ["DUMP", "A", "B"]
@@ -194,7 +198,7 @@ class ServerProcess:
 
     def submit(self, job_type: str = "ledger", **env: Any) -> str:
         """Submit a job; give its id."""
-        if job_type in {"ledger", "brief"}:
+        if job_type in {"ledger", "brief", "short-hold"}:
             env = {"LEDGER": str(self.ledger), "THEN": "true"} | env
         body = {"type": job_type, "env": env, "log_dir": "./logs"}
         answer = requests.post(f"{self.url}/job", json=body, timeout=10)

@@ -1,7 +1,7 @@
 """What a person does with HTCondor's tools, in a process of its own; and what the pool knows.
 
 ``python -m tests.condor.by_hand act ACTION CONSTRAINT REASON`` and
-``python -m tests.condor.by_hand list CONSTRAINT``.
+``python -m tests.condor.by_hand list CONSTRAINT``, or ``edit CONSTRAINT ATTRIBUTE EXPRESSION``.
 """
 
 import asyncio
@@ -19,6 +19,12 @@ NAMES = ["OcpsJobId", "ClusterId", "ProcId", "JobStatus"]
 async def act(pool: Pool, action: str, job_id: str, reason: str = "by hand") -> None:
     """Do something (``Hold``, ``Release``, ``Remove``, …) to a job."""
     await asyncio.to_thread(_run, pool, "act", action, f'OcpsJobId =?= "{job_id}"', reason)
+
+
+async def edit(pool: Pool, job_id: str, attribute: str, expression: str) -> None:
+    """Set an attribute of a job that is in the queue."""
+    constraint = f'OcpsJobId =?= "{job_id}"'
+    await asyncio.to_thread(_run, pool, "edit", constraint, attribute, expression)
 
 
 async def jobs(pool: Pool, *job_ids: str) -> list[dict[str, Any]]:
@@ -50,6 +56,9 @@ def main(what: str, *arguments: str) -> None:
     if what == "act":
         action, constraint, reason = arguments
         schedd.act(getattr(htcondor2.JobAction, action), constraint, reason=(reason, 7))
+        return
+    if what == "edit":
+        schedd.edit(*arguments)
         return
     ads = [*schedd.query(arguments[0], NAMES), *schedd.history(arguments[0], NAMES)]
     json.dump([{name: ad[name] for name in NAMES} for ad in ads], sys.stdout)

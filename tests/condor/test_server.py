@@ -1,5 +1,6 @@
 """The whole server against a real pool: the suite, outages of the schedd, the demonstration."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.condor import by_hand
 from tests.condor.pool import Pool
 from tests.server import PROJECT, ServerProcess, alive, children_of, wait_until
 from tests.server_suite import UNTIL_FILE, ServerSuite
@@ -167,6 +169,23 @@ def test_killed_schedd_and_children(pool: Pool, server: ServerProcess, tmp_path:
         job = server.ended(job_id)
         assert (job["state"], job["exit_code"]) == ("completed", 0), job
         assert len(clusters_of(pool, job_id)) == 1
+
+
+def test_a_job_that_somebody_holds_is_ended_after_its_limit(
+    pool: Pool, server: ServerProcess, tmp_path: Path
+) -> None:
+    then = UNTIL_FILE.format(tmp_path / "never")
+    job_id = server.submit("short-hold", THEN=then)
+    server.until(job_id, "running")
+    asyncio.run(by_hand.act(pool, "Hold", job_id, "look at this first"))
+    job = server.ended(job_id)
+    assert (job["state"], job["phase"]) == ("failed", "error")
+    why = "It was held for 2 s (hold_limit) and was ended: "
+    assert job["reason"].startswith(why)
+    assert "look at this first" in job["reason"]
+    assert "held" in [event["state"] for event in job["history"]]
+    answer = requests.get(f"{server.url}/job/{job_id}", timeout=10).json()
+    assert answer["errorSummary"]["message"] == job["reason"]
 
 
 def test_no_value_is_a_submit_command_and_the_schedd_stays_up(
