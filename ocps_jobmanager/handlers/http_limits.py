@@ -1,6 +1,7 @@
 """How long clients may take, and the answer to what is no HTTP."""
 
 import json
+import resource
 from asyncio import Future
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -22,8 +23,19 @@ LIMITS: Mapping[str, Any] = MappingProxyType(
         "max_body_size": 2**62,
     }
 )
+#: The rest of the descriptors is for what the server itself needs: see `descriptors`.
+_SHARE_OF_CLIENTS = 1 / 3
+_MOST_CLIENTS = 10_000
 #: What Tornado writes where it can't read a request; there is no handler then.
 _BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+
+def most_connections() -> int:
+    """How many clients may be connected, by this process's limit of descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_CLIENTS
+    return min(_MOST_CLIENTS, int(soft * _SHARE_OF_CLIENTS))
 
 
 def answer_in_json(stream: IOStream) -> None:

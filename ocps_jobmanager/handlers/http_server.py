@@ -1,6 +1,7 @@
 """Tornado's HTTP server, which can be left without cutting anybody off."""
 
 import asyncio
+import logging
 import select
 import socket
 from collections.abc import Awaitable
@@ -17,7 +18,9 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, SSLIOStream
 
-from ocps_jobmanager.handlers.http_limits import LIMITS, answer_in_json
+from ocps_jobmanager.handlers.http_limits import LIMITS, answer_in_json, most_connections
+
+logger = logging.getLogger("main")
 
 #: Between two looks at the connections that are left.
 _LOOK_S = 0.01
@@ -62,6 +65,8 @@ class HttpServer(tornado.httpserver.HTTPServer):
         """Take what Tornado's takes; without it `LIMITS` hold."""
         super().initialize(*args, **{**LIMITS, **kwargs})
         self._messages: dict[HTTP1ServerConnection, _Message] = {}
+        self._most_connections = most_connections()
+        self._is_crowded = False
         #: Of clients that wait for nothing; filled by `leave`.
         self.kept: list[socket.socket] = []
 
@@ -75,9 +80,26 @@ class HttpServer(tornado.httpserver.HTTPServer):
         self.handle_stream(IOStream(connection), address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Serve a connection."""
+        """Serve a connection; if there are too many, in place of one that is idle."""
+        if len(self._connections) < self._most_connections:
+            self._is_crowded = False
+        else:
+            if not self._is_crowded:
+                logger.warning("%d clients are connected; some are let go.", len(self._connections))
+            self._is_crowded = True
+            if not self._let_one_go():
+                stream.close()
+                return
         answer_in_json(stream)
         super().handle_stream(stream, address)
+
+    def _let_one_go(self) -> bool:
+        """Close the oldest connection that is idle, if there is any."""
+        for connection, message in self._messages.items():
+            if not message.has_begun and not connection.stream.closed():
+                connection.stream.close()
+                return True
+        return False
 
     def start_request(
         self, server_conn: object, request_conn: HTTPConnection

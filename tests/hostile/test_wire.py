@@ -4,11 +4,13 @@ import json
 import re
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.hostile.conftest import check_log
 from tests.hostile.wire import Answer, Wire
 from tests.server import ServerProcess, wait_until
 
@@ -261,6 +263,49 @@ def test_a_thousand_idle_connections_keep_nobody_waiting(server: ServerProcess) 
     assert server.process is not None
     fds = Path(f"/proc/{server.process.pid}/fd")
     wait_until(lambda: len(list(fds.iterdir())) < 200, "the connections are let go")
+
+
+@pytest.fixture
+def small_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that may have few descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = ServerProcess(tmp_path, {"OCPS_MAX_WAITING": "20"})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        server.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield server
+        check_log(server)
+    finally:
+        server.__exit__(None, None, None)
+
+
+def test_more_idle_connections_than_descriptors_keep_nobody_out(
+    small_server: ServerProcess,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    wires = []
+    try:
+        for number in range(1500):
+            wires.append(Wire(small_server.root))
+            if number % 2:
+                wires[-1].send(b"GET /healthz HTTP/1.1\r\nHO")
+            if number % 100 == 0:
+                assert requests.get(f"{small_server.root}/healthz", timeout=10).ok
+        job_id = small_server.submit()
+        small_server.data_arrive(job_id)
+        assert small_server.ended(job_id)["exit_code"] == 0
+        with Wire(small_server.root) as wire:
+            wire.send(GET)
+            assert wire.answer() is not None
+    finally:
+        for wire in wires:
+            wire.__exit__(None, None, None)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "some are let go" in small_server.log()
 
 
 @pytest.mark.parametrize(
