@@ -1,7 +1,9 @@
 """How long clients may take, and the answer to what is no HTTP."""
 
+import contextlib
 import json
 import resource
+import socket
 from asyncio import Future
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -23,6 +25,8 @@ LIMITS: Mapping[str, Any] = MappingProxyType(
         "max_body_size": 2**62,
     }
 )
+#: How long a client may take no byte of an answer.
+TAKE_S = 60.0
 #: The rest of the descriptors is for what the server itself needs: see `descriptors`.
 _SHARE_OF_CLIENTS = 1 / 3
 _MOST_CLIENTS = 10_000
@@ -36,6 +40,12 @@ def most_connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return _MOST_CLIENTS
     return min(_MOST_CLIENTS, int(soft * _SHARE_OF_CLIENTS))
+
+
+def limit_taking(stream: IOStream, take_s: float) -> None:
+    """Have a connection end whose client takes nothing of its answers; Tornado would wait on."""
+    with contextlib.suppress(OSError):  # it is gone already
+        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * take_s))
 
 
 def answer_in_json(stream: IOStream) -> None:

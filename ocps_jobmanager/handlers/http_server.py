@@ -18,7 +18,13 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, SSLIOStream
 
-from ocps_jobmanager.handlers.http_limits import LIMITS, answer_in_json, most_connections
+from ocps_jobmanager.handlers.http_limits import (
+    LIMITS,
+    TAKE_S,
+    answer_in_json,
+    limit_taking,
+    most_connections,
+)
 
 logger = logging.getLogger("main")
 
@@ -59,7 +65,15 @@ class _Message(HTTPMessageDelegate):
 
 
 class HttpServer(tornado.httpserver.HTTPServer):
-    """Tornado's server; `leave` ends it."""
+    """Tornado's server; `leave` ends it.
+
+    Attributes
+    ----------
+    take_s : float
+        How long a client may take no byte of an answer.
+    """
+
+    take_s = TAKE_S
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 Tornado's
         """Take what Tornado's takes; without it `LIMITS` hold."""
@@ -90,6 +104,7 @@ class HttpServer(tornado.httpserver.HTTPServer):
             if not self._let_one_go():
                 stream.close()
                 return
+        limit_taking(stream, self.take_s)
         answer_in_json(stream)
         super().handle_stream(stream, address)
 
