@@ -5,13 +5,13 @@ no record would tell any more.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 from ocps_jobmanager.errors import JobManagerError
@@ -30,6 +30,7 @@ _JOBS_AT_A_TIME = 20
 #: Between two batches: others write to the database and the disk, too.
 _BREATH_S = 0.1
 _LONGEST_PAUSE_S = 600.0
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Cleaner:
@@ -79,6 +80,8 @@ class Cleaner:
 
     async def _run(self) -> None:
         while True:
+            # First of all, too: a machine that was just started may not know the time yet.
+            await asyncio.sleep(self._pause_s)
             try:
                 await self.sweep()
             except StoppedError:
@@ -87,7 +90,6 @@ class Cleaner:
                 logger.warning("Old jobs could not be removed: %s To be tried again.", error)
             except Exception:
                 logger.exception("Old jobs could not be removed. To be tried again.")
-            await asyncio.sleep(self._pause_s)
 
     async def sweep(self) -> int:
         """Remove every job whose time is over; one that can't be removed keeps its record.
@@ -110,11 +112,12 @@ class Cleaner:
             failures.update(failed)
             await asyncio.sleep(_BREATH_S)
         if removed:
-            logger.info("%d jobs that had ended long ago were removed", removed)
+            logger.info("Jobs removed because their time was over: %d", removed)
         if failures:
             job_id, why = next(iter(failures.items()))
             logger.warning(
-                '%d old jobs could not be removed, such as "%s": %s. To be tried again.',
+                'Jobs whose time is over, but whose files could not be removed: %d. For "%s": %s. '
+                "To be tried again.",
                 *(len(failures), job_id, why),
             )
         return removed
@@ -132,23 +135,17 @@ class Cleaner:
         return failed
 
     def _remove_files_of(self, job: Job) -> None:
-        if (outputs := _opened(self._layout.outputs)) is not None:
-            with closing(outputs):
-                remove_tree(self._layout.output(job.id).name, outputs, self._stop.is_set)
-                os.fsync(outputs)
-        self._log_dirs.remove_files(self._layout.job_logs(job.log_dir, job.id))
-        if (work_dir := _opened(self._layout.work_dir)) is not None:
-            with closing(work_dir):
-                remove_file(self._layout.data_file(job.id).name, work_dir)
-                os.fsync(work_dir)
+        work_dir = os.open(self._layout.work_dir, _DIRECTORY)
+        with closing(work_dir):
+            with contextlib.suppress(FileNotFoundError):
+                outputs = os.open(self._layout.outputs, _DIRECTORY)
+                with closing(outputs):
+                    remove_tree(self._layout.output(job.id).name, outputs, self._stop.is_set)
+                    os.fsync(outputs)
+            self._log_dirs.remove_files(self._layout.job_logs(job.log_dir, job.id))
+            remove_file(self._layout.data_file(job.id).name, work_dir)
+            # On the disk before the record is deleted, or after a power failure nobody knows of it.
+            os.fsync(work_dir)
 
     async def _on_disk(self, call: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
-
-
-def _opened(directory: Path) -> int | None:
-    """A descriptor of a directory; None if there is none."""
-    try:
-        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None

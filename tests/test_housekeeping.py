@@ -1,11 +1,14 @@
 """A whole server, its limits and what it clears away, on this machine alone."""
 
+import contextlib
 import fcntl
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,40 @@ def test_a_repetition_after_a_kill_gets_the_first_answer(tmp_path: Path) -> None
         server.ended(first.json()["job_id"])
         assert post(server, "k").content == first.content
         assert server.ids_of("all") == [first.json()["job_id"]]
+
+
+def test_whoever_repeats_until_there_is_an_answer_has_one_job_for_each_key(tmp_path: Path) -> None:
+    """However often the server is killed in the middle of it."""
+    with ServerProcess(tmp_path) as server:
+        answers: dict[str, set[bytes]] = {}
+        posts: list[str] = []
+        stop = threading.Event()
+
+        def repeat(client: int) -> None:
+            number = 0
+            while not stop.is_set():
+                key = f"{client}.{number}"
+                with contextlib.suppress(requests.RequestException):
+                    answer = post(server, key, run_id=key)
+                    assert answer.status_code == 200, answer.text
+                    answers.setdefault(key, set()).add(answer.content)
+                    posts.append(key)
+                    number += number < 5  # from then on it repeats the last one
+
+        with ThreadPoolExecutor(4) as threads:
+            clients = [threads.submit(repeat, client) for client in range(4)]
+            for _ in range(2):
+                enough = len(posts) + 10
+                wait_until(lambda enough=enough: len(posts) > enough, "more answers")
+                server.kill()
+                server.start()
+            stop.set()
+            for client in clients:
+                client.result()
+        assert all(len(seen) == 1 for seen in answers.values())
+        run_ids = [server.job(job_id)["run_id"] for job_id in server.ids_of("all")]
+        assert len(run_ids) == len(set(run_ids))
+        assert set(answers) <= set(run_ids)
 
 
 def test_the_client_sends_a_key(tmp_path: Path) -> None:
