@@ -137,12 +137,23 @@ def test_a_repetition_needs_nothing_that_the_first_one_needed(tmp_path: Path) ->
     run(scenario())
 
 
-def test_of_many_at_once_one_job_is_made(tmp_path: Path) -> None:
+def test_of_many_at_once_one_job_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for it: they neither check nor make nor take anything."""
+
     async def scenario() -> None:
         async with World(tmp_path) as world:
+            checked = []
+            check = world.manager._check
+
+            async def counted(body: object) -> Any:
+                checked.append(body)
+                return await check(body)
+
+            monkeypatch.setattr(world.manager, "_check", counted)
             jobs = await asyncio.gather(*(world.manager.submit(BODY, key="k") for _ in range(50)))
             assert len({job.id for job in jobs}) == 1
             assert len(await world.store.unfinished()) == 1
+            assert checked == [BODY]
 
     run(scenario())
 
