@@ -272,14 +272,13 @@ class Server:
         await self._take_state_dir()
         self._job_types = await asyncio.to_thread(load_job_types, settings.job_specs)
         self._listen()
+        store = JobStore(self._layout.database, self._clock)
+        self._stack.push_async_callback(store.close)
+        await store.open()
         at = f"{settings.api_domain}:{self.port}{settings.api_basepath}"
         logger.info("Running at %s", at)
         logger.info("Jobs are run by %s: %s.", choice.value, why)
         _warn_of_callers(settings, others_can_connect=not on_loopback(self._listening))
-
-        store = JobStore(self._layout.database, self._clock)
-        self._stack.push_async_callback(store.close)
-        await store.open()
         cores = len(os.sched_getaffinity(0))
         spawner = Spawner(2 * cores)
         self._stack.callback(spawner.close)
