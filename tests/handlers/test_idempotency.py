@@ -83,25 +83,35 @@ async def test_what_is_a_key_is_taken(fetch: Fetch, key: str) -> None:
     assert await post(fetch, key.strip()) == (200, first)
 
 
-async def test_a_key_that_is_given_twice_is_400(
-    http_server: HTTPServer, base_url: str, world: World
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (b"Idempotency-Key: a\r\nIdempotency-Key: a", "is given more than once"),
+        (b"Idempotency-Key: a\r\nidempotency-key: ", "is given more than once"),
+        (b"Idempotency-Key: a\tb", "must be 1 to 255 printable characters"),
+        (b"Idempotency-Key: a\x01b", ""),
+        (b"Idempotency-Key: a\x00b", ""),
+        (b"Idempotency-Key: a\x7fb", ""),
+    ],
+)
+async def test_what_only_an_odd_client_sends_is_400(
+    http_server: HTTPServer, base_url: str, world: World, lines: bytes, words: str
 ) -> None:
-    body = json.dumps(BODY)
+    body = json.dumps(BODY).encode()
     head = (
-        "POST /api/v1/job HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        "Content-Type: application/json\r\nIdempotency-Key: a\r\nIdempotency-Key: a\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        b"POST /api/v1/job HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\n%b\r\nContent-Length: %d\r\n\r\n"
     )
     where = urlsplit(base_url)
     reader, writer = await asyncio.open_connection(
         where.hostname, where.port, family=socket.AF_INET
     )
-    writer.write((head + body).encode())
+    writer.write(head % (lines, len(body)) + body)
     answer = (await reader.read()).decode()
     writer.close()
     await writer.wait_closed()
     assert " 400 " in answer.splitlines()[0]
-    assert "is given more than once" in answer
+    assert words in answer
     assert await world.store.unfinished() == []
 
 
