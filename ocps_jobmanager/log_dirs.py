@@ -79,6 +79,9 @@ class LogDirs:
         try:
             if (why := why_refused(log_dir)) is not None:
                 raise _NotAllowedError(why)
+            if len(log_dir.encode()) > _MAX_PATH_BYTES:
+                # Links are resolved segment by segment, and that in quadratic time.
+                raise _NotAllowedError("is too long")
             return self._allowed(self._work_dir / log_dir)
         except _NotAllowedError as error:
             raise _refusal(str(error)) from None
