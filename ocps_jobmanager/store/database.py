@@ -5,6 +5,8 @@ thread writes, so that every change sees the one before it; others read beside i
 """
 
 import asyncio
+import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Callable
@@ -20,7 +22,12 @@ from ocps_jobmanager.health import Health
 from ocps_jobmanager.store.migrations import migrate
 from ocps_jobmanager.times import Clock, utc_now
 
+logger = logging.getLogger("main")
+
 T = TypeVar("T")
+
+#: After a write that failed, so often it is tried whether one succeeds again.
+_TRIAL_INTERVAL_S = 1.0
 
 
 class Database:
@@ -42,6 +49,7 @@ class Database:
         )
         sa.event.listen(self._engine, "connect", _prepare_connection)
         self._health = Health(ok=True, since=clock(), detail="The database takes writes.")
+        self._trials: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Make the file if need be and bring its schema up to date.
@@ -55,6 +63,9 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was begun and let the file go."""
+        if self._trials is not None:
+            self._trials.cancel()
+            await asyncio.wait([self._trials])
         await asyncio.to_thread(self._writer.shutdown)
         await asyncio.to_thread(self._readers.shutdown)
         self._engine.dispose()
@@ -85,6 +96,7 @@ class Database:
             result = await asyncio.shield(loop.run_in_executor(self._writer, transaction))
         except DatabaseError as error:
             self._set_health(ok=False, detail=f"The database can't take a write: {error.orig}.")
+            self._start_trials()
             raise UnavailableError(
                 "The database can't take a write now; nothing was accepted."
             ) from error
@@ -126,9 +138,30 @@ class Database:
                 "Put a sound copy in its place, or use another OCPS_STATE_DIR."
             ) from error
 
+    def _start_trials(self) -> None:
+        if self._trials is None or self._trials.done():
+            self._trials = asyncio.create_task(self._try_writes(), name="trials of the database")
+
+    async def _try_writes(self) -> None:
+        """Write until that succeeds: with nobody else writing it would be unwell for ever."""
+        while not self._health.ok:
+            await asyncio.sleep(_TRIAL_INTERVAL_S)
+            try:
+                with contextlib.suppress(UnavailableError):
+                    await self.write(_write_something)
+            except Exception:
+                logger.exception("The trial of the database failed; it is repeated.")
+
     def _set_health(self, *, ok: bool, detail: str) -> None:
         if (ok, detail) != (self._health.ok, self._health.detail):
             self._health = Health(ok=ok, since=self._clock(), detail=detail)
+
+
+def _write_something(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(
+        "INSERT INTO counter (name, value) VALUES ('trial', 1) "
+        "ON CONFLICT (name) DO UPDATE SET value = value + 1"
+    )
 
 
 def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:

@@ -22,7 +22,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ class Points:
     def _watch(self) -> None:
         while True:
             self._read()
-            time.sleep(0.01)
+            _wait(0.01)
 
     # What reaches points ------------------------------------------------------------------------
 
@@ -174,10 +173,10 @@ class Points:
         @functools.wraps(original)
         def called(*args: Any, **more: Any) -> Any:
             for name in names(*args, **more):
-                time.sleep(self.reach(name, BEFORE, args) or 0)
+                _wait(self.reach(name, BEFORE, args) or 0.0)
             result = original(*args, **more)
             for name in names(*args, **more):
-                time.sleep(self.reach(name, AFTER, args) or 0)
+                _wait(self.reach(name, AFTER, args) or 0.0)
             return result
 
         setattr(owner, method, awaited if inspect.iscoroutinefunction(original) else called)
@@ -193,6 +192,12 @@ class Points:
             lambda _store, changes: sorted({f"record {change.to.value}" for change in changes}),
         )
         sa.event.listen(sa.Engine, "commit", lambda _: self.reach("commit", BEFORE))
+
+
+def _wait(seconds: float) -> None:
+    """Sleep; `time.sleep` fails under libfaketime."""
+    if seconds:
+        threading.Event().wait(seconds)
 
 
 def _job_id(thing: Any) -> str | None:

@@ -65,9 +65,8 @@ def _on_disk(disk: SmallDisk, directory: Path, site: Site) -> FaultyServer:
 
 def _fill(disk: SmallDisk, run: Run) -> None:
     """While it is full jobs come, have their data and are removed; the server stays."""
-    run.some_jobs(6)
     disk.fill()
-    for _ in range(4):
+    for _ in range(3):
         run.some_jobs(4)
     assert run.server.lives()
     listed = run.server.ask("GET", "job/list/all")
@@ -79,7 +78,6 @@ def _fill(disk: SmallDisk, run: Run) -> None:
 
 def _fill_and_kill(disk: SmallDisk, run: Run) -> None:
     """And it is killed."""
-    run.some_jobs(4)
     disk.fill()
     run.some_jobs(4)
     run.kill()
@@ -144,9 +142,9 @@ class Clock:
 
 
 def _move(clock: Clock, offset: str, kill: bool, run: Run) -> None:
-    run.some_jobs(4)
+    run.some_jobs(3)
     clock.move(offset)
-    run.some_jobs(4)
+    run.some_jobs(3)
     if kill:
         run.kill()
         run.start()

@@ -32,7 +32,7 @@ from ocps_jobmanager.models import (
 from ocps_jobmanager.store import JobStore, schema
 from ocps_jobmanager.store.migrations import migrate
 from ocps_jobmanager.times import utc_now
-from tests.makers import new_job, run
+from tests.makers import eventually, new_job, run
 
 S = JobState
 
@@ -361,6 +361,25 @@ def test_a_damaged_database_is_refused_with_a_sentence(path: Path) -> None:
     with pytest.raises(StartupError, match="OCPS_STATE_DIR") as caught:
         with_store(path, lambda store: store.unfinished())
     assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_takes_writes_again_is_well_though_nobody_writes(path: Path) -> None:
+    """Who looks before submitting would otherwise never submit again."""
+
+    async def scenario(store: JobStore) -> None:
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with store._database._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=10")
+            connection.rollback()
+        with pytest.raises(UnavailableError):
+            await store.add(new_job())
+        assert not store.health().ok
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await eventually(lambda: store.health().ok)
+
+    with_store(path, scenario)
 
 
 def test_a_write_that_fails_is_said_and_stores_nothing(path: Path) -> None:
