@@ -231,20 +231,17 @@ class Server:
             well, said = await asyncio.to_thread(self.tokens.reload)
             logger.log(logging.INFO if well else logging.ERROR, "%s", said)
 
-    async def may_restart(self) -> bool:
-        """Whether a successor would get as far as this one, by what can be seen of it now.
+    async def refuse_restart(self, why: str) -> None:
+        """Say in the log, and to who asked, why this server goes on.
 
-        If not, that is logged, and noted for who asked.
+        Parameters
+        ----------
+        why : str
+            One line or several.
         """
-        try:
-            await asyncio.to_thread(_check_files, self._settings)
-        except StartupError as error:
-            logger.error("No restart, because it would fail:")
-            for line in str(error).splitlines():
-                logger.error("%s", line)
-            await self._write_note(self._note.with_refusal(str(error)))
-            return False
-        return True
+        for line in ("No restart, because the next server would not start:", *why.splitlines()):
+            logger.error("%s", line)
+        await self._write_note(self._note.with_refusal(why))
 
     async def _write_note(self, note: Note) -> None:
         self._note = note
@@ -459,8 +456,14 @@ async def _close_parts(
     await asyncio.gather(monitors.close(), scheduler.close())
 
 
-def _check_files(settings: Settings) -> None:
-    """Read what a start reads, to see whether it can be used."""
+def check_files(settings: Settings) -> None:
+    """Read what a start reads, to see whether it can be used. Blocks.
+
+    Raises
+    ------
+    StartupError
+        It can't.
+    """
     load_job_types(settings.job_specs)
     _read_secrets(settings)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ocps_jobmanager import demo
-from ocps_jobmanager.app import Server
+from ocps_jobmanager.app import Server, check_files
 from ocps_jobmanager.config import layout, load_settings, settings_table
 from ocps_jobmanager.errors import StartupError
 from ocps_jobmanager.restarts import Foundlings, RestartError, Successor, request_restart
@@ -81,6 +81,22 @@ def _serve(environ: Mapping[str, str]) -> int:
         successor=Successor(environ),
         warnings=loaded.warnings,
     ).to_the_end()
+    return 0
+
+
+def rehearse() -> int:
+    """Check what can be checked of a start without starting: before a server makes place for it.
+
+    Returns
+    -------
+    int
+        The exit code: 0, or 2 with lines on standard error.
+    """
+    try:
+        check_files(load_settings(os.environ).settings)
+    except StartupError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import select
 import signal
+import subprocess
 import sys
 import time
 from asyncio import AbstractEventLoop
@@ -28,6 +29,8 @@ logger = logging.getLogger("main")
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
 
 _LOOK_S = 0.05
+_REHEARSAL = "import sys; from ocps_jobmanager.cli import rehearse; sys.exit(rehearse())"
+_REHEARSAL_DEADLINE_S = 30
 _LONGEST_WHY = 2000
 
 
@@ -92,6 +95,38 @@ class Successor:
         self._environ = environ
         self.inheritance: Callable[[], sockets.Inheritance] = sockets.Inheritance
         """Gives what it will find open."""
+
+    def rehearse(self) -> None:
+        """See whether it would start, as far as that can be seen without starting it. Blocks.
+
+        In a process of its own, because what is installed by now may be another version.
+
+        Raises
+        ------
+        StartupError
+            It would not.
+        """
+        # What the interpreter was given before the program: -m and a module, -c, or a file.
+        options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+        options = options[:-2] if options[-2:-1] in (["-m"], ["-c"]) else options[:-1]
+        try:
+            done = subprocess.run(
+                [sys.executable, *options, "-c", _REHEARSAL],
+                env=dict(self._environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=_REHEARSAL_DEADLINE_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise StartupError(f"The server's program can't be run: {error}.") from error
+        said = done.stderr.decode(errors="replace").strip()
+        if done.returncode == 2 and said:
+            raise StartupError(said)
+        if done.returncode != 0:
+            last = said.splitlines()[-1] if said else f"exit status {done.returncode}"
+            raise StartupError(f"The server's program does not run: {shown(last, 500)}.")
 
     def execute(self) -> None:
         """Become it, at once and whatever else goes on in this process.

@@ -32,8 +32,8 @@ class Server(Protocol):
     async def reload(self) -> None:
         """Read again what may be read again."""
 
-    async def may_restart(self) -> bool:
-        """Whether a successor would start."""
+    async def refuse_restart(self, why: str) -> None:
+        """Say why there is no restart."""
 
     def keep_sockets(self) -> None:
         """Have `stop` leave the sockets open."""
@@ -137,11 +137,20 @@ class Run:
                     await self._server.reload()
                 if self._restart_wanted:
                     self._restart_wanted = False
-                    self._restarting = await self._server.may_restart()
+                    await self._rehearse()
             except Exception:
                 logger.exception("A signal could not be obeyed.")
             if self._restarting:
                 self._over.set()
+
+    async def _rehearse(self) -> None:
+        """Restart, unless it would fail: then this server is better than none."""
+        try:
+            await asyncio.to_thread(self._successor.rehearse)
+        except StartupError as error:
+            await self._server.refuse_restart(str(error))
+        else:
+            self._restarting = True
 
     def _want_reload(self) -> None:
         self._reload_wanted = True

@@ -187,7 +187,7 @@ def test_restarts_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with ServerProcess(tmp_path, environ) as server:
         job_id = server.submit()
         url = f"{server.url}/job/{job_id}"
-        with polling(url, verify=environ["OCPS_TLS_CERT"]) as (_, idling):
+        with polling(url, greedy=2, verify=environ["OCPS_TLS_CERT"]) as (_, idling):
             for _ in range(3):
                 before = idling.answers
                 restart(server)
@@ -357,6 +357,22 @@ def test_with_job_types_that_can_not_be_used_the_server_stays(server: ServerProc
     assert "job_specs.yaml:3" in server.log()
     server.submit()
     assert server.log().count("Running at") == 1
+
+
+def test_with_a_program_that_does_not_run_the_server_stays(tmp_path: Path) -> None:
+    """As while another version is being installed."""
+    program = (
+        "import sys\n"
+        "from ocps_jobmanager import cli, restarts\n"
+        "restarts._REHEARSAL = 'import half_of_the_new_version'\n"
+        "sys.exit(cli.main(['serve']))\n"
+    )
+    with ProgramServer(tmp_path, program) as server:
+        done = run_command(server)
+        assert done.returncode == 1
+        assert "No module named 'half_of_the_new_version'" in done.stderr
+        assert "No module named 'half_of_the_new_version'" in server.log()
+        assert requests.get(f"{server.root}/healthz", timeout=10).ok
 
 
 def test_a_next_server_that_can_not_start_says_so_and_ends(server: ServerProcess) -> None:

@@ -30,6 +30,8 @@ logger = logging.getLogger("main")
 
 #: Between two looks at the connections that are left.
 _LOOK_S = 0.01
+#: Who is busy makes a request within that, and learns from its answer that the connection ends.
+_FAREWELL_S = 0.3
 #: More would not fit into the variable that names them for the successor.
 _MOST_KEPT = 4000
 
@@ -140,7 +142,7 @@ class HttpServer(tornado.httpserver.HTTPServer):
         ----------
         keep : bool
             Take idle connections out, unread, for a successor to adopt: `kept`. Not those with
-            TLS, whose keys stay here: these are closed while nothing has come.
+            TLS, whose keys stay here: these are closed when nothing has come for a moment.
         within_s : float
             What is not answered by then is cut off.
         """
@@ -148,13 +150,14 @@ class HttpServer(tornado.httpserver.HTTPServer):
         deadline = loop.time() + within_s
         self.stop()
         self.conn_params.no_keep_alive = True
-        self._look(keep)
+        part_at = loop.time() + _FAREWELL_S
+        self._look(keep, part=False)
         while self._connections and loop.time() < deadline:
             await asyncio.sleep(_LOOK_S)
-            self._look(keep)
+            self._look(keep, part=loop.time() >= part_at)
         await self.close_all_connections()
 
-    def _look(self, keep: bool) -> None:
+    def _look(self, keep: bool, *, part: bool) -> None:
         for connection in list(self._connections):
             stream, message = connection.stream, self._messages.get(connection)
             if message is None or stream.closed():
@@ -162,7 +165,7 @@ class HttpServer(tornado.httpserver.HTTPServer):
             if message.has_begun or not stream.reading() or stream._read_buffer_size:
                 message.close_when_answered()
             elif isinstance(stream, SSLIOStream):
-                if not stream._ssl_accepting and not _has_news(stream.socket):
+                if part and not stream._ssl_accepting and not _has_news(stream.socket):
                     stream.close()
             elif keep and len(self.kept) < _MOST_KEPT:
                 # The connection lives on in the copy. What has come is still in the kernel.
