@@ -264,6 +264,44 @@ def test_more_precise_news_of_a_start_do_not_make_it_a_new_one() -> None:
     run(scenario)
 
 
+def test_a_start_that_is_only_counted_is_one_too() -> None:
+    async def scenario() -> None:
+        timers, one = Timers(), running()
+        timers.timers.watch(one)
+        pass_time(HOUR_S)
+        again = replace(one, num_starts=2)
+        timers.timers.watch(again)
+        pass_time(HOUR_S + 60)
+        assert await timers.are_up(again) is None
+
+    run(scenario)
+
+
+def test_what_is_to_end_anyway_is_not_timed() -> None:
+    async def scenario() -> None:
+        timers, one = Timers(), running()
+        timers.timers.watch(one)
+        asked = replace(one, removal=Removal(final_state=S.REMOVED, reason="On request."))
+        timers.timers.watch(asked)
+        pass_time(9 * HOUR_S)
+        assert await timers.are_up(asked) is None
+        assert timers.told == []
+
+    run(scenario)
+
+
+def test_closed_timers_tell_of_nothing() -> None:
+    async def scenario() -> None:
+        timers, one = Timers(), running()
+        timers.timers.watch(one)
+        timers.timers.close()
+        pass_time(9 * HOUR_S)
+        await a_turn()
+        assert timers.told == []
+
+    run(scenario)
+
+
 def test_a_time_in_another_precision_is_no_later_start() -> None:
     """The store keeps milliseconds; a job must not be spared for ever over the rest."""
 
@@ -441,6 +479,46 @@ def test_the_clock_of_the_server_alone_ends_no_job(tmp_path: Path) -> None:
             for job in jobs:
                 now = await world.manager.get(job.id)
                 assert (now.is_final, now.removal) == (False, None)
+
+    run(scenario)
+
+
+def test_nor_does_it_end_a_job_that_an_earlier_server_had_queued(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with LimitedWorld(tmp_path) as world:
+            job = await world.submit("now")
+            await world.until(job.id, lambda now: now.state is S.IDLE)
+            await world.restart()
+            await world.scheduler.settled()  # it has told that the job is idle
+            world.clock.ahead = timedelta(days=400)
+            began = utc_now()
+            world.scheduler.set_status(job.id, SchedulerStatus.RUNNING, time_started=began)
+            await world.until(job.id, lambda now: now.state is S.RUNNING)
+            await a_turn()
+            await world.scheduler.settled()
+            now = await world.manager.get(job.id)
+            assert (now.state, now.removal) == (S.RUNNING, None)
+
+    run(scenario)
+
+
+def test_of_several_holds_the_last_one_counts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with LimitedWorld(tmp_path) as world:
+            job = await world.in_state(SchedulerStatus.HELD)
+            world.clock.ahead = timedelta(hours=3)
+            world.scheduler.set_status(job.id, SchedulerStatus.IDLE)
+            world.scheduler.set_status(job.id, SchedulerStatus.HELD)
+            await world.scheduler.settled()
+            await world.restart()
+            await a_turn()
+            await world.scheduler.settled()
+            now = await world.manager.get(job.id)
+            assert (now.state, now.removal) == (S.HELD, None)
+            await world.stop()
+            world.clock.ahead += timedelta(minutes=16)
+            await world.start_again()
+            assert (await world.until(job.id, lambda now: now.is_final)).state is S.FAILED
 
     run(scenario)
 

@@ -80,7 +80,7 @@ class World:
         self._options = manager_options
 
     async def __aenter__(self) -> Self:
-        self.store = JobStore(self.layout.database)
+        self.store = JobStore(self.layout.database, self._options.get("clock", utc_now))
         await self.store.open()
         self.monitors = RecordingMonitors()
         log_dirs = LogDirs(

@@ -51,6 +51,7 @@ ATTRIBUTES = (
     "LastRemoteHost",
     "NumJobStarts",
     "NumJobCompletions",
+    "JobMaxRetries",
     "MemoryUsage",
 )
 #: Queue answers carry it unasked: the schedd's time, seconds since 1970.
@@ -221,11 +222,13 @@ def _reason(ad: Ad, status: SchedulerStatus) -> tuple[str | None, int | None]:
 
 
 def _num_starts(ad: Ad, status: SchedulerStatus) -> int | None:
-    starts = ad.get("NumJobStarts")
+    starts: int | None = ad.get("NumJobStarts")
     if status not in _STARTED:
         return starts
-    # The queue's count lags behind while a job runs; that of the runs that ended does not.
-    return max(starts or 0, ad.get("NumJobCompletions", 0) + 1)
+    # The queue's count lags behind while a job runs. That of the runs that ended does not; but for
+    # a moment at the end of a run, which may be the last, it counts that one already.
+    ended: int = min(ad.get("NumJobCompletions", 0), ad.get("JobMaxRetries", 0))
+    return max(starts or 0, ended + 1)
 
 
 def _memory_mb(ad: Ad) -> int | None:

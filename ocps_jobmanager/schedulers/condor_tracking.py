@@ -259,7 +259,10 @@ class Tracker:
         if told.status is not SchedulerStatus.UNKNOWN:
             job.status, job.differs = told.status, None
             job.unsure = False
-        job.num_starts = max(job.num_starts, told.num_starts or 0)
+        if told.status is SchedulerStatus.COMPLETED and told.num_starts:
+            job.num_starts = told.num_starts  # only an end is sure to be counted right
+        else:
+            job.num_starts = max(job.num_starts, told.num_starts or 0)
         job.details = (told.remote_host, job.num_starts, told.memory_mb, told.time_started)
         return replace(told, num_starts=job.num_starts or None)
 

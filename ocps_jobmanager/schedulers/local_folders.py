@@ -312,10 +312,10 @@ def _job(content: _Content) -> SchedulerJob:
     )
     if started is None:
         return job
-    # Each start follows at once on the end before it; a start that failed is none.
+    # Each start follows at once on the end before it; but the last need not have come about.
     starts = [started["time"], *(end["time"] for end in content.ends)] if "pid" in started else []
-    if "error" in (status or {}):
-        del starts[-1:]
+    if status is not None:
+        del starts[status.get("starts", 0 if "error" in status else 1) :]
     if starts:
         job = replace(
             job,

@@ -162,9 +162,11 @@ def _run_until_done(job: dict[str, Any], folder: str, lock: int, tell: int) -> d
     while True:
         try:
             ended = _run(job, wish, lock, None if earlier else tell)
+            ended["starts"] = len(earlier) + 1
         except _CannotRunError as error:
             again = "was not run again:" if earlier else "was not run:"
-            ended = {"error": str(error).replace("was not run:", again, 1)}
+            told = str(error).replace("was not run:", again, 1)
+            ended = {"error": told, "starts": len(earlier)}
         ended["time"] = time.time()
         if (
             "error" in ended

@@ -153,8 +153,11 @@ def test_the_backstop_is_recognised(reason: str, last: int, code: int | None) ->
     [
         ({}, 1),
         ({"NumJobStarts": 0}, 1),
-        ({"NumJobStarts": 1, "NumJobCompletions": 1}, 2),
-        ({"NumJobStarts": 3, "NumJobCompletions": 2}, 3),
+        ({"NumJobStarts": 1, "NumJobCompletions": 1, "JobMaxRetries": 2}, 2),
+        ({"NumJobStarts": 3, "NumJobCompletions": 2, "JobMaxRetries": 2}, 3),
+        # The last run is over, and the job has not left the state.
+        ({"NumJobStarts": 3, "NumJobCompletions": 3, "JobMaxRetries": 2}, 3),
+        ({"NumJobStarts": 1, "NumJobCompletions": 1}, 1),
         ({"JobStatus": 1, "NumJobStarts": 2, "NumJobCompletions": 2}, 2),
     ],
 )

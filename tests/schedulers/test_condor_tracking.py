@@ -149,6 +149,15 @@ def test_an_answer_that_tells_nothing_new_makes_no_news(tracker: Tracker) -> Non
     assert not tracker.take_queue([ad("idle", QDate=1, NumJobStarts=0, Other=2)], 2.0)
 
 
+def test_the_end_says_how_many_starts_there_really_were(tracker: Tracker) -> None:
+    """At the end of a run the queue may seem to be at the next one already."""
+    tracker.take_events([event("EXECUTE")], 1.0)
+    over = ad("running", NumJobStarts=1, NumJobCompletions=1, JobMaxRetries=5)
+    assert [job.num_starts for job in tracker.take_queue([over], 2.0)] == [2]
+    told = event("JOB_TERMINATED", NumJobStarts=1)
+    assert [job.num_starts for job in tracker.take_events([told], 3.0)] == [1]
+
+
 def test_the_number_of_starts_never_goes_back(tracker: Tracker) -> None:
     assert tracker.take_events([event("EXECUTE", NumJobStarts=1)], 1.0)[0].num_starts == 2
     news = tracker.take_queue([ad("running", NumJobStarts=1, MemoryUsage=5)], 2.0)

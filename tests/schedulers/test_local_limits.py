@@ -157,8 +157,11 @@ def test_a_wish_between_two_runs_is_seen_before_the_next(site: LocalSite) -> Non
             await server.scheduler.remove(request.job_id, "Enough.", 7)
             obstacle.rmdir()
             removed = await server.until(request, SchedulerStatus.REMOVED)
-            assert removed.reason_code == 7
+            assert (removed.reason_code, removed.num_starts) == (7, 1)
         assert await count_starts(request) == 1
+        assert [number for number, _ in await log_events(request, "009")] == [
+            *("000", "001", "004", "009"),
+        ]
 
     asyncio.run(scenario())
 
@@ -174,6 +177,21 @@ def test_what_a_run_leaves_behind_is_ended_before_the_next(site: LocalSite) -> N
             request = site.make_request(script, limits=Limits(max_retries=2))
             done = await server.run(request)
             assert (done.exit_code, done.num_starts) == (0, 3)
+
+    asyncio.run(scenario())
+
+
+def test_the_peak_of_memory_is_that_of_all_runs(site: LocalSite) -> None:
+    async def scenario() -> None:
+        async with site.server() as server:
+            script = (
+                "echo x >> ledger; [ $(wc -l < ledger) = 2 ] && exit 0\n"
+                "x=$(head -c 60000000 /dev/zero | tr '\\0' x); exit 1"
+            )
+            request = site.make_request(script, limits=Limits(max_retries=1))
+            done = await server.run(request)
+            assert (done.exit_code, done.num_starts) == (0, 2)
+            assert (done.memory_mb or 0) > 50
 
     asyncio.run(scenario())
 
