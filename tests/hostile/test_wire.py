@@ -469,3 +469,40 @@ def test_a_hostile_body_is_refused_soon_and_briefly(server: ServerProcess, body:
         assert answer.status == 400
         assert len(answer.body) < 100_000
         assert json.loads(answer.body)["errors"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/x-www-form-urlencoded", b"a=b&" * 100_000, 400),
+        ("application/x-www-form-urlencoded", b"&" * 900_000, 400),
+        ("application/x-www-form-urlencoded", b"id=" + b"a" * 900_000, 404),
+        ("application/x-www-form-urlencoded", b"id=%ff%00%0a", 404),
+        ("application/x-www-form-urlencoded", b"id=a;id=b", 404),
+        ("application/json", b'{"id": ["x"]}', 400),
+        ("application/json", b'{"id": {"$ne": ""}}', 400),
+        ("application/json", b'["id"]', 400),
+        ("application/json", b'{"id": "\\ud800"}', 400),
+        ("application/json", b'{"id": "\\u0000"}', 404),
+        ("application/json", b'{"id": "' + b"a" * 900_000 + b'"}', 404),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="id"',
+            415,
+        ),
+        ("", b"id=x", 415),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_hostile_callback(server: ServerProcess, kind: str, body: bytes, status: int) -> None:
+    with Wire(server.root) as wire:
+        wire.send(
+            b"POST /api/v1/monitor/complete HTTP/1.1\r\nHOST\r\n"
+            + (b"Content-Type: %b\r\n" % kind.encode() if kind else b"")
+            + b"Content-Length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        answer = wire.answer()
+        assert answer is not None
+        check_form(server, answer)
+        assert answer.status == status

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 #: None of these tests waits for so long; it is what a hang would be.
-HANG_S = 30.0
+HANG_S = 15.0
 
 
 class Answer(NamedTuple):
