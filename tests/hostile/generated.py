@@ -58,31 +58,31 @@ _NOT_CHECKED = "positive_data_acceptance,use_after_free"
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What came of a run, counted in the server's own log.
+    """What came of a run.
 
     Attributes
     ----------
+    requests : int
+        How many were made up and checked.
     answers : Counter of int
-        How many requests had which status.
+        How many answers had which status, by the server's log: those to the harness, too.
     slowest_ms : float
+        By the same.
     accepted : int
         Jobs.
     seconds : float
     """
 
+    requests: int
     answers: Counter[int]
     slowest_ms: float
     accepted: int
     seconds: float
 
-    @property
-    def requests(self) -> int:
-        return self.answers.total()
-
     def __str__(self) -> str:
         statuses = ", ".join(f"{n} times {status}" for status, n in sorted(self.answers.items()))
         return (
-            f"{self.requests} requests in {self.seconds:.0f} s: {statuses}; "
+            f"{self.requests} requests in {self.seconds:.0f} s; answers in the log: {statuses}; "
             f"{self.accepted} jobs accepted; slowest answer {self.slowest_ms:.0f} ms"
         )
 
@@ -196,10 +196,11 @@ def run(directory: Path, *, examples: int, seed: int, keys: bool) -> Figures:
         config.write_text(_CONFIG)
         started = time.monotonic()
         with server.kept_in_motion():
-            _schemathesis(server, description, config, examples, seed)
+            generated = _schemathesis(server, description, config, examples, seed)
         seconds = time.monotonic() - started
         answers = [(int(status), float(ms)) for status, ms in _ACCESS_LINE.findall(server.log())]
         figures = Figures(
+            requests=generated,
             answers=Counter(status for status, _ in answers),
             slowest_ms=max(ms for _, ms in answers),
             accepted=len(re.findall(r" 200 POST /\S*/job ", server.log())),
@@ -207,7 +208,7 @@ def run(directory: Path, *, examples: int, seed: int, keys: bool) -> Figures:
         )
         print(figures)  # noqa: T201
         assert not [status for status in figures.answers if status >= 500 and status != 503]
-        assert figures.answers[200] > figures.requests / 100
+        assert figures.answers[200] > figures.requests / 10
         check_log(server)
         assert server.ask("GET", f"{server.root}/readyz")["status"] == "ok"
         return figures
@@ -215,7 +216,8 @@ def run(directory: Path, *, examples: int, seed: int, keys: bool) -> Figures:
 
 def _schemathesis(
     server: ServerProcess, description: Path, config: Path, examples: int, seed: int
-) -> None:
+) -> int:
+    """Make requests up and check their answers; give how many there were."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", f"--config-file={config}", "--no-color"),
@@ -239,7 +241,8 @@ def _schemathesis(
         check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:]
-    print(done.stdout[-2000:])  # noqa: T201
+    [generated] = re.findall(r"^ *(\d+) generated, \1 passed", done.stdout, re.MULTILINE)
+    return int(generated)
 
 
 def main() -> int:
@@ -248,15 +251,19 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
-    total: Counter[int] = Counter()
+    made = 0
+    answers: Counter[int] = Counter()
     seed = arguments.seed
-    while total.total() < arguments.requests:
+    while made < arguments.requests:
         with tempfile.TemporaryDirectory(prefix="ocps-hostile-") as directory:
             figures = run(Path(directory), examples=400, seed=seed, keys=seed % 2 == 1)
-        total += figures.answers
+        made += figures.requests
+        answers += figures.answers
         seed += 1
-    statuses = ", ".join(f"{count} times {status}" for status, count in sorted(total.items()))
-    print(f"{total.total()} requests, seeds {arguments.seed} to {seed - 1}: {statuses}")  # noqa: T201
+    statuses = ", ".join(f"{count} times {status}" for status, count in sorted(answers.items()))
+    print(  # noqa: T201
+        f"{made} requests, seeds {arguments.seed} to {seed - 1}; answers in the logs: {statuses}"
+    )
     return 0
 
 
