@@ -510,6 +510,8 @@ class Run:
             if not unfinished:
                 break
             if len(unfinished) < left:
+                if len(unfinished) // 200 < left // 200:
+                    self.say(f"{len(unfinished)} have still to end")
                 left, since = len(unfinished), time.monotonic()
             time.sleep(0.2)
         # Accepted, but the client was never told: they wait for ever, as nobody knows their name.
