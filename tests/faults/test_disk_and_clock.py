@@ -4,6 +4,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -166,6 +167,9 @@ def _moved_clock(directory: Path, site: Site) -> None:
             )
         ),
     )
+    # Were it not moved, all of this would say nothing.
+    [(apart_ms,)] = server.rows("SELECT max(time_submitted) - min(time_submitted) FROM job")
+    assert apart_ms > timedelta(hours=23) / timedelta(milliseconds=1)
 
 
 def test_a_moved_clock(tmp_path: Path) -> None:
