@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -30,16 +29,11 @@ class LocalSite(Site):
         self.python = Path(sys.executable)
         self.cores = CORES
         self.grace_s = 0.3
-        self.recorded: set[str] = set()
         self._spawner = Spawner(2)
         self._ids = count(first_cluster_id)
 
     async def next_cluster_id(self) -> int:
         return next(self._ids)
-
-    async def unfinished_among(self, job_ids: Sequence[str]) -> set[str]:
-        """No end was recorded but of those that a test names in `recorded`."""
-        return set(job_ids) - self.recorded
 
     def scheduler(self) -> LocalScheduler:
         return LocalScheduler(
@@ -49,7 +43,6 @@ class LocalSite(Site):
             next_cluster_id=self.next_cluster_id,
             cores=self.cores,
             grace_s=self.grace_s,
-            unfinished_among=self.unfinished_among,
         )
 
     async def crowd(self, server: Server) -> Resources:

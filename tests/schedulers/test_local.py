@@ -707,25 +707,6 @@ def test_the_folder_of_a_forgotten_job_goes_when_it_has_ended(site: LocalSite) -
     asyncio.run(scenario())
 
 
-def test_a_start_deletes_the_folders_of_jobs_whose_end_was_recorded(site: LocalSite) -> None:
-    """The last server was killed before it forgot them; another end is still to be told."""
-
-    async def scenario() -> None:
-        recorded, untold = (site.make_request("exit 0") for _ in range(2))
-        async with site.server() as server:
-            for request in (recorded, untold):
-                await server.run(request)
-        site.recorded.add(recorded.job_id)
-        async with site.server() as server:
-            folders = site.folders
-            await until_true(
-                lambda: asyncio.to_thread(lambda: not folders.folder(recorded.job_id).exists())
-            )
-            assert (await server.until_found(untold, SchedulerStatus.COMPLETED)).exit_code == 0
-
-    asyncio.run(scenario())
-
-
 def test_a_start_clears_away_what_a_crash_left_half_made(site: LocalSite) -> None:
     async def scenario() -> None:
         for name in (".new-0-1", ".old-0"):
