@@ -15,7 +15,8 @@ from types import FrameType
 
 from tests.condor.pool import PoolUnavailableError, running_pool
 from tests.faults.plans import blind_plan, long_plan
-from tests.faults.run import Report, Run
+from tests.faults.report import Report
+from tests.faults.run import Run
 from tests.faults.sites import LocalSite, PoolSite, Site
 from tests.faults.target import FaultyServer
 

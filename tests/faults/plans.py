@@ -1,10 +1,45 @@
-"""The plans of the long run and of the tests."""
+"""What a run is to do: the plans of the long run and of the tests."""
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tests.faults.faulty_server import points
-from tests.faults.run import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much of what.
+
+    Attributes
+    ----------
+    jobs : int
+        About so many, the burst's included.
+    burst : int
+        So many get their data at once; 0 for none.
+    points : sequence of (str, str)
+        Where servers are killed.
+    random_kills, stops : int
+        Servers killed at any instant, and servers that are stopped as an operator does.
+    removals : int
+        Jobs removed while a step of their launch dawdles, each in both orders.
+    hanging_kills, outages, schedd_kills, child_kills : int
+        On a pool.
+    """
+
+    seed: int
+    jobs: int
+    burst: int
+    points: Sequence[tuple[str, str]]
+    random_kills: int
+    stops: int
+    removals: int
+    monitor_kills: int
+    hanging_kills: int = 0
+    outages: int = 0
+    schedd_kills: int = 0
+    child_kills: int = 0
+    outage_s: tuple[float, float] = (4.0, 8.0)
 
 
 def long_plan(

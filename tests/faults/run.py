@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 from tests.faults.faulty_server import AFTER, BEFORE, Order
 from tests.faults.ledger import read_ledger
+from tests.faults.plans import Plan
+from tests.faults.report import Report
 from tests.faults.sites import PoolSite, Site
 from tests.faults.target import STOP_DEADLINE_S, FaultyServer
-from tests.faults.verdict import ENDLESS_S, Given, Verdict, judge
+from tests.faults.verdict import ENDLESS_S, Given, judge
 from tests.server import wait_until
 
 ENDS = frozenset({"completed", "removed", "failed"})
@@ -31,82 +32,6 @@ _OF_REMOVALS = frozenset(
 )
 #: As long as more jobs than this have not ended, the next fault waits.
 _MOST_UNFINISHED = 150
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How much of what.
-
-    Attributes
-    ----------
-    jobs : int
-        About so many, the burst's included.
-    burst : int
-        So many get their data at once; 0 for none.
-    points : sequence of (str, str)
-        Where servers are killed.
-    random_kills, stops : int
-        Servers killed at any instant, and servers that are stopped as an operator does.
-    removals : int
-        Jobs removed while a step of their launch dawdles, each in both orders.
-    hanging_kills, outages, schedd_kills, child_kills : int
-        On a pool.
-    """
-
-    seed: int
-    jobs: int
-    burst: int
-    points: Sequence[tuple[str, str]]
-    random_kills: int
-    stops: int
-    removals: int
-    monitor_kills: int
-    hanging_kills: int = 0
-    outages: int = 0
-    schedd_kills: int = 0
-    child_kills: int = 0
-    outage_s: tuple[float, float] = (4.0, 8.0)
-
-
-@dataclass
-class Report:
-    """What became of a run."""
-
-    verdict: Verdict
-    counts: Counter[str]
-    answers: dict[int, int]
-    seconds: float
-    missed: list[str] = field(default_factory=list)
-
-    @property
-    def is_well(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.verdict.is_well
-
-    def as_json(self) -> dict[str, object]:
-        """For programs."""
-        return {
-            "is_well": self.is_well,
-            "seconds": round(self.seconds),
-            "counts": dict(sorted(self.counts.items())),
-            "states": dict(sorted(self.verdict.counts.items())),
-            "answers": dict(sorted(self.answers.items())),
-            "wrong": self.verdict.wrong,
-            "not_reached": self.missed,
-        }
-
-    def text(self) -> str:
-        """For people."""
-        lines = [f"{count:7d} {what}" for what, count in sorted(self.counts.items())]
-        lines += [f"{count:7d} jobs {what}" for what, count in sorted(self.verdict.counts.items())]
-        told = ", ".join(f"{count} x {status}" for status, count in sorted(self.answers.items()))
-        lines += [f"answers: {told}", f"{self.seconds:.0f} s"]
-        if self.missed:
-            lines.append(f"not reached, killed at any instant instead: {', '.join(self.missed)}")
-        for kind, sentences in self.verdict.wrong.items():
-            lines.append(f"{len(sentences):7d} {kind}")
-            lines += [f"          {sentence}" for sentence in sentences[:20]]
-        return "\n".join(lines)
 
 
 class Run:

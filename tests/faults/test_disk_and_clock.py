@@ -12,7 +12,8 @@ import pytest
 
 from tests.condor.pool import Pool
 from tests.faults.plans import quiet_plan
-from tests.faults.run import Report, Run
+from tests.faults.report import Report
+from tests.faults.run import Run
 from tests.faults.sites import LocalSite, PoolSite, Site
 from tests.faults.small_disk import SmallDisk, small_disk
 from tests.faults.target import FaultyServer

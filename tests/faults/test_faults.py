@@ -10,8 +10,9 @@ import pytest
 
 from tests.condor.pool import Pool
 from tests.faults.ledger import Runs, parse_ledger
-from tests.faults.plans import blind_plan, short_plan
-from tests.faults.run import Plan, Report, Run
+from tests.faults.plans import Plan, blind_plan, short_plan
+from tests.faults.report import Report
+from tests.faults.run import Run
 from tests.faults.sites import LocalSite, PoolSite, Site
 from tests.faults.target import FaultyServer
 from tests.faults.verdict import Given, judge
