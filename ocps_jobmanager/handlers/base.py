@@ -209,9 +209,18 @@ class BaseHandler(tornado.web.RequestHandler):
         return key
 
     def query(self, name: str) -> str | None:
-        """Give the last value of a query parameter, trimmed; None if there is none."""
-        value: str | None = self.get_query_argument(name, None)
-        return value
+        """Give the value of a query parameter, byte for byte; None if there is none.
+
+        Raises
+        ------
+        InvalidRequestError
+            There are several.
+        """
+        values = self.request.query_arguments.get(name, [])
+        if len(values) > 1:
+            raise InvalidRequestError([Problem(name, "is given more than once")])
+        # Tornado's own way to get it would make blanks of control characters.
+        return self.decode_argument(values[0], name) if values else None
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         """Decode a part of the path or the query; what is not UTF-8 in a path is no known id."""

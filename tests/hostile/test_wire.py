@@ -384,6 +384,29 @@ def test_odd_bytes_in_path_and_query_are_no_job(server: ServerProcess, odd: str)
                 assert answer.status in {400, 404, 405, 415}, (method, path)
 
 
+@pytest.mark.parametrize(
+    "query", ["limit=1%00", "limit=%1f1", "limit=1%20", "limit=+1", "limit=1&limit=2", "limit=1%ff"]
+)
+def test_a_number_is_nothing_but_a_number(server: ServerProcess, query: str) -> None:
+    answer = requests.get(f"{server.url}/job/list/all?{query}", timeout=30)
+    assert answer.status_code == 400
+    assert answer.json()["job_ids"] is None
+
+
+def test_control_characters_and_repetitions_make_an_id_another(server: ServerProcess) -> None:
+    job_id = server.submit("dump", DUMP="/dev/null", A="1", B="2")
+    for query, status in (
+        (f"{job_id}%00", 404),
+        (f"%01{job_id}", 404),
+        (f"{job_id}&id={job_id}", 400),
+        (f"%20{job_id}%20", 200),
+    ):
+        answer = requests.get(f"{server.url}/job?id={query}", timeout=30)
+        assert answer.status_code == status, query
+    assert requests.get(f"{server.url}/job/{job_id}%00", timeout=30).status_code == 404
+    server.ended(job_id)
+
+
 @pytest.mark.parametrize("query", ["a&", "&", "=", "id=x&", "id&", "%00=%00&", ";", "a=1;"])
 @pytest.mark.parametrize("path", ["/api/v1/job", "/api/v1/monitor/complete", "/healthz"])
 def test_a_query_of_very_many_fields(server: ServerProcess, path: str, query: str) -> None:
