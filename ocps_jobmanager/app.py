@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -95,12 +96,13 @@ def make_app(parts: AppParts, *, base_path: str, max_body: int, redact: bool) ->
     with_clock = {**manager, "clock": parts.clock}
     with_layout = {**manager, "layout": parts.layout}
     with_probe = {**manager, "probe_key": parts.probe_key}
+    base = re.escape(base_path)
     return Application(
         [
-            (rf"{base_path}/job", JobHandler, with_layout),
-            (rf"{base_path}/job/list/([^/]*)", JobListHandler, manager),
-            (rf"{base_path}/job/([^/]*)", UwsJobHandler, with_clock),
-            (rf"{base_path}/monitor/complete", MonitorCompleteHandler, with_probe),
+            (rf"{base}/job", JobHandler, with_layout),
+            (rf"{base}/job/list/([^/]*)", JobListHandler, manager),
+            (rf"{base}/job/([^/]*)", UwsJobHandler, with_clock),
+            (rf"{base}/monitor/complete", MonitorCompleteHandler, with_probe),
             (r"/healthz", HealthzHandler),
             (r"/readyz", ReadyzHandler, {"checks": parts.checks}),
         ],

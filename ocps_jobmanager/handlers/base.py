@@ -92,6 +92,13 @@ class BaseHandler(tornado.web.RequestHandler):
         """Let a shutdown know that this request is done."""
         self.settings["active_requests"].discard(self)
 
+    def on_connection_close(self) -> None:
+        """Give a request up whose client went away before its end: nothing else finishes it."""
+        if not self.request._body_future.done():
+            self._chunks.clear()
+            self.settings["active_requests"].discard(self)
+        super().on_connection_close()
+
     async def head(self, *args: str) -> None:
         """Answer as to GET; Tornado leaves the body away."""
         await self.get(*args)  # type: ignore[misc]
