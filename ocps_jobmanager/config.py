@@ -117,7 +117,7 @@ def _clean(text: str) -> str:
     if not text.isprintable():  # control characters, and the surrogates of bytes that aren't UTF-8
         raise ValueError("must be a path of printable UTF-8 characters")
     if (why := why_path_refused(text)) is not None:
-        raise ValueError(why)
+        raise ValueError(f"must be a path for all schedulers, and {why}")
     return text
 
 
