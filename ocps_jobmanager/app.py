@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import logging
 import os
+import re
 import secrets
 import socket
 import ssl
@@ -117,14 +118,15 @@ def make_app(
     for_uws = {**manager, "clock": parts.clock, "keep": parts.keep}
     with_layout = {**manager, "layout": parts.layout}
     with_probe = {**manager, "probe_key": parts.probe_key}
+    base = re.escape(base_path)
     return Application(
         [
-            (rf"{base_path}/job", JobHandler, with_layout),
-            (rf"{base_path}/job/list/([^/]*)", JobListHandler, manager),
-            (rf"{base_path}/job/([^/]*)", UwsJobHandler, for_uws),
-            (rf"{base_path}/monitor/complete", MonitorCompleteHandler, with_probe),
+            (rf"{base}/job", JobHandler, with_layout),
+            (rf"{base}/job/list/([^/]*)", JobListHandler, manager),
+            (rf"{base}/job/([^/]*)", UwsJobHandler, for_uws),
+            (rf"{base}/monitor/complete", MonitorCompleteHandler, with_probe),
             (
-                rf"{base_path}/openapi.json",
+                rf"{base}/openapi.json",
                 OpenApiHandler,
                 {"document": openapi_json(base_path, anonymous=access.tokens is None)},
             ),

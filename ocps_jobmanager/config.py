@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ocps_jobmanager.errors import StartupError, did_you_mean, shown
-from ocps_jobmanager.layout import Layout
+from ocps_jobmanager.layout import Layout, why_path_refused
 
 _DAY_S = 86400.0
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?", re.ASCII)
@@ -131,6 +131,8 @@ def _clean(text: str) -> str:
     """Refuse a path that the scheduler's submit language or a JSON answer can't hold."""
     if not text.isprintable():  # control characters, and the surrogates of bytes that aren't UTF-8
         raise ValueError("must be a path of printable UTF-8 characters")
+    if (why := why_path_refused(text)) is not None:
+        raise ValueError(f"must be a path for all schedulers, and {why}")
     return text
 
 

@@ -4,6 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def why_path_refused(path: str) -> str | None:
+    """Why a job can't have anything at `path`, in words that follow its name; None if it can.
+
+    HTCondor uses paths before it matches a job, so what only the match makes ``$$`` of can't stand
+    for it there; and ``$(DOLLAR)``, which stands for ``$``, can't stand for itself.
+    """
+    if "$$" in path or "$(dollar)" in path.lower():
+        return 'must not contain "$$" or "$(DOLLAR)", because HTCondor can\'t use such a path'
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogPaths:
     """A job's three log files."""

@@ -19,7 +19,7 @@ from ocps_jobmanager.errors import (
     Problem,
     UnavailableError,
 )
-from ocps_jobmanager.layout import LogPaths
+from ocps_jobmanager.layout import LogPaths, why_path_refused
 from ocps_jobmanager.removal import remove_file
 from ocps_jobmanager.submission import why_refused
 
@@ -176,6 +176,8 @@ class LogDirs:
             len(os.fsencode(part)) > _MAX_NAME_BYTES for part in place.parts
         ):
             raise _NotAllowedError("is too long")
+        if (why := why_path_refused(str(place))) is not None:
+            raise _NotAllowedError(why)
         if any(place.is_relative_to(os.path.realpath(own)) for own in self._forbidden):
             raise _NotAllowedError("must not lie in the output, code or state directory")
         for root in self._roots:

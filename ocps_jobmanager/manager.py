@@ -262,6 +262,8 @@ class JobManager:
                 to=JobState.REMOVED,
                 reason="Removed on request while it waited for its data.",
                 details={"time_completed": self._clock()},
+                # Its data may have arrived since: then the scheduler has to be asked.
+                only_from=frozenset({JobState.WAITING}),
             )
             await self._record(ended)
         removal = Removal(final_state=JobState.REMOVED, reason="Removed on request.")
@@ -372,9 +374,10 @@ class JobManager:
     async def _record_queued(self, job: Job, queued: SchedulerJob) -> None:
         """Commit that the scheduler has the job, unless later news of it are there already."""
         transition = transition_of(queued, job, self._clock())
-        await self._record(
-            dataclasses.replace(transition, only_from=frozenset({JobState.SUBMITTING}))
-        )
+        if transition.to not in FINAL_STATES:  # an end is right whatever was told before it
+            only_from = frozenset({JobState.SUBMITTING})
+            transition = dataclasses.replace(transition, only_from=only_from)
+        await self._record(transition)
 
     async def _prepare(self, job: Job) -> LaunchRequest:
         executable = await self._code.executable(job.code)

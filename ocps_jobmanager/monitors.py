@@ -130,6 +130,8 @@ class MonitorSupervisor:
             watch.called_back = called_back
             self._tasks[watch].cancel()
             self._cannot_run.discard(job_id)
+            if not self._watches:
+                self._cannot_start = None  # nothing is to be started that could show it is over
             self._update_health()
 
     def nudge(self, job_id: str) -> None:

@@ -25,7 +25,8 @@ class Reconciler:
         Given a job's id, does what is to be done now. True: it is done. False: to be tried again,
         after a time that doubles. An exception is logged and counts as False.
     at_a_time : int
-        How many jobs are worked on at the same time.
+        How many jobs are worked on at the same time. Many: a launch keeps its place for as long as
+        the scheduler is away, and must not keep others from being given their monitors.
     first_delay_s, last_delay_s : float
         The time before the second attempt, and the longest one.
     """
@@ -34,7 +35,7 @@ class Reconciler:
         self,
         reconcile: Callable[[str], Awaitable[bool]],
         *,
-        at_a_time: int = 512,
+        at_a_time: int = 10_000,
         first_delay_s: float = 0.5,
         last_delay_s: float = 5.0,
     ) -> None:

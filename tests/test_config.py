@@ -224,6 +224,7 @@ def test_what_is_no_duration_is_refused(text):
         ("OCPS_WORK_DIR", "/etc/passwd/work", "a directory"),
         ("OCPS_WORK_DIR", "/tmp/" + "x" * 300, "a directory"),
         ("OCPS_WORK_DIR", "a\nb", "a path of printable UTF-8 characters"),
+        ("OCPS_WORK_DIR", "w$$x", "a path for all schedulers"),
         ("OCPS_STATE_DIR", "a\udce4", "a path of printable UTF-8 characters"),
         ("OCPS_STATE_DIR", "/dev/null", "a directory"),
         ("OCPS_JOB_SPECS", "a\x1fb", "a path of printable UTF-8 characters"),

@@ -86,6 +86,10 @@ class TestResolve:
         assert "output, code or state" in refusal(log_dirs, log_dir)
         assert log_dirs.resolve("outputs") == layout.work_dir / "outputs"
 
+    @pytest.mark.parametrize("log_dir", ["logs/$$", "logs/a$$(Arch)", "logs/$(DOLLAR)/x"])
+    def test_what_one_scheduler_could_not_use_is_refused_for_all(self, log_dirs, log_dir):
+        assert "HTCondor" in refusal(log_dirs, log_dir)
+
     def test_a_link_that_leads_out_is_refused(self, layout, log_dirs, tmp_path):
         layout.logs.mkdir()
         (layout.logs / "out").symlink_to(tmp_path)

@@ -2,6 +2,8 @@
 
 import asyncio
 import stat
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 
 from ocps_jobmanager.errors import ConflictError, InvalidRequestError, NotFoundError
 from ocps_jobmanager.manager import Terms
-from ocps_jobmanager.models import JobState, Resources
-from ocps_jobmanager.schedulers.base import SchedulerStatus
+from ocps_jobmanager.models import Job, JobState, Resources
+from ocps_jobmanager.schedulers.base import SchedulerJob, SchedulerStatus
+from ocps_jobmanager.store import JobStore
+from ocps_jobmanager.times import Clock
 from tests.fakes import (
     FakeScheduler,
     SchedulerAway,
@@ -446,5 +450,57 @@ def test_a_wait_ends_with_its_time(tmp_path: Path) -> None:
             job = await world.submit()
             now = await world.manager.wait(job.id, lambda job: job.is_final, 0.01)
             assert now.state is S.WAITING
+
+    run(scenario())
+
+
+class StoreThatAnswersLate(JobStore):
+    """Gives the first answer of `get` only after something else has happened."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__(path, clock)
+        self.meanwhile: Callable[[], Awaitable[Any]] | None = None
+
+    async def get(self, job_id: str) -> Job | None:
+        job = await super().get(job_id)
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        return job
+
+
+def test_removed_in_the_moment_of_its_launch_it_is_taken_out_of_the_queue(tmp_path: Path) -> None:
+    """Who removes it has seen it waiting; when the removal is recorded it is in the queue."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, store=StoreThatAnswersLate) as world:
+            job = await world.submit()
+            await eventually(lambda: world.monitors.watched)  # nobody else looks at it any more
+            world.store.meanwhile = lambda: world.launched(job)  # type: ignore[attr-defined]
+            await world.manager.remove(job.id)
+            job = await world.until(job.id, lambda now: now.is_final)
+            assert (job.state, job.reason) == (S.REMOVED, "Removed on request.")
+            assert world.queue.removals.keys() == {job.id}
+
+    run(scenario())
+
+
+def test_an_end_that_is_found_counts_whatever_was_told_before(tmp_path: Path) -> None:
+    """An event tells that it runs while it is looked for; the look finds that it has ended."""
+
+    class Ended(SchedulerDiesAfterSubmit):
+        async def find(self, job_id: str, submitted_after: datetime) -> SchedulerJob | None:
+            await super().find(job_id, submitted_after)
+            self.set_status(job_id, SchedulerStatus.RUNNING)
+            await self.settled()
+            self.forget(job_id)  # nobody else will tell of its end
+            self.set_status(job_id, SchedulerStatus.COMPLETED, exit_code=0)
+            return self.queue.jobs[job_id]
+
+    async def scenario() -> None:
+        async with World(tmp_path, Ended()) as world:
+            job = await world.submit("now")
+            job = await world.until(job.id, lambda now: now.is_final)
+            assert (job.state, job.exit_code) == (S.COMPLETED, 0)
 
     run(scenario())

@@ -518,6 +518,18 @@ def test_monitors_that_cannot_be_started_are_reported_until_they_can(
     assert caplog.text.count("Monitors can't be started") == 1
 
 
+def test_where_nothing_is_to_be_started_nothing_is_out_of_order(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with supervising(tmp_path, python=tmp_path / "python") as supervisor:
+            job_id = new_id()
+            supervisor.watch(job_id, "ap", KEY, [f"{job_id}.dat"])
+            await eventually(lambda: not supervisor.health().ok)
+            supervisor.unwatch(job_id)
+            assert supervisor.health().ok
+
+    run(body)
+
+
 def test_monitors_that_end_as_soon_as_they_are_started_are_reported(tmp_path: Path) -> None:
     job_id = new_id()
 

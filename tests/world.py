@@ -59,6 +59,7 @@ class World:
         tmp_path: Path,
         scheduler: FakeScheduler | None = None,
         *,
+        store: type[JobStore] = JobStore,
         server_environ: Mapping[str, str] = {"SITE": "summit", "SECRET": "of the server"},
         **manager_options: Any,
     ) -> None:
@@ -76,11 +77,12 @@ class World:
         self.scheduler = FakeScheduler() if scheduler is None else scheduler
         self.queue = self.scheduler.queue
         self._tmp_path = tmp_path
+        self._store_type = store
         self._environ = server_environ
         self._options = manager_options
 
     async def __aenter__(self) -> Self:
-        self.store = JobStore(self.layout.database, self._options.get("clock", utc_now))
+        self.store = self._store_type(self.layout.database, self._options.get("clock", utc_now))
         await self.store.open()
         self.monitors = RecordingMonitors()
         log_dirs = LogDirs(

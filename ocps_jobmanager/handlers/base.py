@@ -153,8 +153,9 @@ class BaseHandler(tornado.web.RequestHandler):
         self.settings["active_requests"].discard(self)
 
     def on_connection_close(self) -> None:
-        """Give a request up whose client went away before its end: nothing finishes it."""
+        """Give a request up whose client went away before its end: nothing else finishes it."""
         if not self.request._body_future.done():
+            self._chunks.clear()
             self.settings["active_requests"].discard(self)
         super().on_connection_close()
 

@@ -84,7 +84,10 @@ def plain(ad: "classad2.ClassAd | htcondor2.JobEvent", names: list[str] | None =
     """An ad as JSON can carry it: expressions evaluated, what is undefined left out."""
     found: Frame = {}
     for name in ad if names is None else names:
-        value = ad.get(name)
+        try:
+            value = ad.get(name)
+        except UnicodeDecodeError:  # somebody's words, such as a hold reason, in another encoding
+            continue
         if isinstance(value, classad2.ExprTree):
             value = ad.eval(name) if isinstance(ad, classad2.ClassAd) else None
         if isinstance(value, classad2.ClassAd):
@@ -120,7 +123,8 @@ def make_calls(channel: Channel) -> None:
         except htcondor2.HTCondorException as error:
             answer = {"error": _kind(str(error)), "text": str(error)}
         except (ValueError, TypeError) as error:
-            answer = {"error": "refused", "text": str(error)}
+            kind = "refused" if call is _submit else "failed"
+            answer = {"error": kind, "text": str(error)}
         channel.send(answer)
 
 
@@ -235,9 +239,11 @@ class Log:
         assert self._log is not None
         while True:
             before = self.offset
-            for event in self._log.events(0):
-                self.offset = self._log.__getstate__()[1]
-                yield event
+            # An event that is not UTF-8 is passed over; the queue tells what it would have told.
+            with contextlib.suppress(UnicodeDecodeError):
+                for event in self._log.events(0):
+                    self.offset = self._log.__getstate__()[1]
+                    yield event
             # The iteration also stops at what is no event: another one goes past it.
             self.offset = self._log.__getstate__()[1]
             if self.offset == before:

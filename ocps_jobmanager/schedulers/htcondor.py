@@ -331,8 +331,8 @@ class HTCondorScheduler:
         while True:
             self._wake.clear()
             await self._deliver(self._tracker.take_backlog())
-            if self._lock.held and self._now() >= self._next_query():
-                await self._query_once()
+            is_due = self._lock.held and self._now() >= self._next_query()
+            if is_due and await self._query_once():
                 await self._tidy_up()
             left = self._next_query() - self._now() if self._lock.held else _RETRY_S
             with contextlib.suppress(TimeoutError):
@@ -345,11 +345,12 @@ class HTCondorScheduler:
             interval = min(interval, _SOON_S)
         return self._queried_at + interval
 
-    async def _query_once(self) -> None:
+    async def _query_once(self) -> bool:
+        """Ask the queue; False if it did not answer."""
         constraint = "false"  # only to know whether it answers
         if len(self._tracker):
             constraint = (
-                f"{JOB_ID} =!= undefined && "
+                f"isString({JOB_ID}) && "
                 f"(JobStatus =!= 4 || EnteredCurrentStatus >= {self._completed_since})"
             )
         async with self._calls.turn:
@@ -358,7 +359,7 @@ class HTCondorScheduler:
                 ads, server_time = await self._calls.query(constraint)
             except SchedulerUnavailableError:
                 self._tracker.cannot_tell()
-                return
+                return False
             finally:
                 self._queried_at = self._now()
         took_s = self._queried_at - sent_at
@@ -367,12 +368,13 @@ class HTCondorScheduler:
         )
         seen: set[str] = set()
         for part in _parts(ads):
-            seen.update(ad[JOB_ID] for ad in part)
+            seen.update(ad.get(JOB_ID, "") for ad in part)
             await self._deliver(self._tracker.take_queue(part, sent_at))
             await asyncio.sleep(0)  # thousands of ads: let requests in
         if constraint != "false":
             await self._look_for(self._tracker.missing(seen, sent_at, self._now()))
             self._completed_since = max(self._completed_since, (server_time or 0) - _OVERLAP_S, 0)
+        return True
 
     async def _look_for(self, missing: Sequence[str]) -> None:
         for part in _parts(missing):

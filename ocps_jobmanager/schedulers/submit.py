@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ocps_jobmanager.errors import LaunchRefusedError
+from ocps_jobmanager.layout import why_path_refused
 from ocps_jobmanager.models import Resources
 from ocps_jobmanager.schedulers.base import (
     BACKSTOP_S,
@@ -161,13 +162,10 @@ def escape(value: str) -> str:
 
 
 def _path(path: Path) -> str:
-    """An absolute path as a value; unquoted there, so blanks at its ends would be lost.
-
-    Paths are used before the match too, so ``$$`` can't be given as what the match makes ``$$`` of.
-    """
+    """An absolute path as a value; unquoted there, so blanks at its ends would be lost."""
     text = str(path)
     if not path.is_absolute() or _UNCARRIABLE.search(text) or text[-1] in " \t\v\f\\":
         raise LaunchRefusedError("HTCondor can't be given one of the job's paths.")
-    if "$$" in text or "$(dollar)" in text.lower():  # the latter: see quote_environment
-        raise LaunchRefusedError('HTCondor can\'t use a path with "$$" or "$(DOLLAR)" in it.')
+    if (why := why_path_refused(text)) is not None:
+        raise LaunchRefusedError(f"A path of the job {why}.")
     return escape(text)

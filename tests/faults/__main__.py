@@ -42,7 +42,7 @@ def _run(scheduler: str, options: argparse.Namespace) -> Report:
         scheduler, options.seed, options.jobs, options.kills, options.outages, options.monitors
     )
     if options.blind:
-        plan = blind_plan(options.seed)
+        plan = blind_plan(options.seed, times=10)
     switches = ["--hasty"] + (["--blind"] if options.blind else [])
     try:
         with _site(scheduler) as site:

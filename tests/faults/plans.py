@@ -95,13 +95,13 @@ def short_plan(scheduler: str, seed: int) -> Plan:
     )
 
 
-def blind_plan(seed: int) -> Plan:
-    """What makes a server that can't look for its jobs run them twice."""
+def blind_plan(seed: int, times: int = 1) -> Plan:
+    """What makes a server that can't look for its jobs run them twice, so many times."""
     return Plan(
         seed=seed,
-        jobs=4,
+        jobs=4 * times,
         burst=0,
-        points=[("submit", "after"), ("record queued", "before")],
+        points=[("submit", "after"), ("record queued", "before")] * times,
         random_kills=0,
         stops=0,
         removals=0,

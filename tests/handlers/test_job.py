@@ -1,4 +1,4 @@
-"""The Job Manager's endpoints, as API.md's first section has them."""
+"""The Job Manager's endpoints, byte for byte where clients compare."""
 
 import re
 import uuid

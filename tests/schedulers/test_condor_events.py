@@ -17,6 +17,7 @@ from ocps_jobmanager.schedulers.condor_ads import Ad
 from ocps_jobmanager.schedulers.condor_child import Child, ScheddLock
 from ocps_jobmanager.schedulers.condor_events import EventLogs
 from ocps_jobmanager.times import utc_now
+from tests.makers import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the bindings are for Linux only")
 
@@ -195,6 +196,26 @@ def test_what_is_no_event_is_passed_over(directory: Path) -> None:
             await follower.until_taken("a", "b")
             await asyncio.to_thread(append, directory / LOG, event("c"))
             await follower.until_taken("a", "b", "c")
+
+    asyncio.run(scenario())
+
+
+def test_words_in_another_encoding_do_not_stop_the_following(directory: Path) -> None:
+    """As a person's reason for a hold may be; the queue tells what such an event would have."""
+
+    async def scenario() -> None:
+        held = (
+            "012 (007.000.000) 2026-11-23 02:01:20 Job was held.\n"
+            "\tcaf\xe9\n\tCode 1 Subcode 0\n...\n"
+        )
+        ad = event("x").replace("Proc = 0\n", 'HoldReason = "caf\xe9"\nProc = 0\n')
+        text = event("a") + held + ad + event("b")
+        (directory / LOG).write_bytes(text.encode("latin-1"))
+        for expected in ("b", "c"):
+            async with following(directory) as follower:
+                await eventually(lambda: follower.taken[-1:] == [expected])  # noqa: B023
+                assert [one for one in follower.taken if one != "x"] in (["a", "b"], ["c"])
+            append(directory / LOG, event("c"))
 
     asyncio.run(scenario())
 

@@ -58,17 +58,18 @@ class FakeSite(Site):
     async def _run_once(self, request: LaunchRequest) -> int:
         if request.job_id in self._jobs:
             self.queue.set_status(request.job_id, SchedulerStatus.IDLE)
-        process = await asyncio.to_thread(
-            subprocess.Popen,
-            [request.executable],
-            cwd=request.initial_dir,
-            env=dict(request.environment),
-        )
-        self._jobs[request.job_id] = process
+        process = await asyncio.to_thread(self._start, request)
         if request.job_id in self.queue.removals:
             self._end(request.job_id)
         self.queue.set_status(request.job_id, SchedulerStatus.RUNNING)
         return await asyncio.to_thread(process.wait)
+
+    def _start(self, request: LaunchRequest) -> "subprocess.Popen[bytes]":
+        # Kept here, in the thread: the test may be over before it is told of.
+        process = self._jobs[request.job_id] = subprocess.Popen(
+            [request.executable], cwd=request.initial_dir, env=dict(request.environment)
+        )
+        return process
 
     def _end(self, job_id: str) -> None:
         os.kill(self._jobs[job_id].pid, signal.SIGTERM)
