@@ -525,7 +525,8 @@ async def _probe_callback(
         while True:
             try:
                 await client.fetch(f"{url}?id={key}", request_timeout=10.0, connect_timeout=10.0)
-            except (OSError, tornado.web.HTTPError, tornado.httpclient.HTTPError) as error:
+            # ValueError: a host name that can't be one.
+            except (OSError, ValueError, tornado.httpclient.HTTPError) as error:
                 monitors.report_callback_url(
                     ok=False,
                     detail=f"The URL that monitors call (OCPS_MONITOR_URL) fails: {error}.",

@@ -17,6 +17,8 @@ from ocps_jobmanager.restarts import Foundlings, RestartError, Successor, reques
 from ocps_jobmanager.running import Run
 from ocps_jobmanager.sockets import VARIABLES, take_inheritance
 
+_WIDE = 10_000
+
 LOG_FORMAT = "%(asctime)s  %(name)8s  %(levelname)5s  %(message)s"
 
 _RESTART_DEADLINE_S = 60
@@ -61,8 +63,8 @@ def _print_config(environ: Mapping[str, str]) -> int:
     table = Table("setting", "value", "source", "what it is", box=None, pad_edge=False)
     for row in settings_table(loaded.settings, environ):
         table.add_row(row.name, row.value, row.source, row.help)
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    console.print(table)
+    # In a pipe a row is a line, however long.
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
     for warning in loaded.warnings:
         print(warning, file=sys.stderr)
     return 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import pwd
 import re
 import shutil
@@ -78,7 +79,8 @@ def _sign_of_htcondor(environ: Mapping[str, str], config_dirs: Sequence[Path]) -
     if environ.get("CONDOR_CONFIG"):
         return "CONDOR_CONFIG is set"
     for directory in config_dirs:
-        if (file := directory / "condor_config").exists():
+        file = directory / "condor_config"
+        if os.path.exists(file):  # noqa: PTH110 Path.exists raises there if one may not look
             return f"there is {file}"
     if master := shutil.which("condor_master", path=environ.get("PATH", "")):
         return f"there is {master}"

@@ -129,7 +129,7 @@ class BaseHandler(tornado.web.RequestHandler):
             self.owner = access.owner(self.request)
         access.check_origin(self.request, changes_something=self.get_changes_something)
         if self.request.method not in tornado.web.RequestHandler.SUPPORTED_METHODS:
-            raise tornado.web.HTTPError(405)
+            raise tornado.web.HTTPError(405 if self._allowed_methods() else 404)
         return True
 
     def _check_body_size(self) -> None:
